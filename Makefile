@@ -1,0 +1,67 @@
+# How to work on facereel: `make help` lists the targets. Set-up is automatic; nothing outside the folder is changed.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+UV = $(shell command -v uv || echo "$(PYTHON) -m uv")
+PYTHON ?= python3.11
+DEMO_DIR ?= runs/demo
+LOCK = $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --no-header --no-emit-index-url --no-annotate
+export RAY_DATA_USE_DATASOURCE_V2 ?= 0
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
+
+.PHONY: setup
+setup: .venv/.done  ## build .venv from the locks (done by every other target when needed)
+
+.venv/.done: requirements.lock requirements-dev.lock
+	@command -v uv >/dev/null || $(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet --user uv \
+	  || $(PYTHON) -m pip install --quiet --user --break-system-packages uv
+	@test -x $(PY) || $(UV) venv --quiet --python $(PYTHON) .venv
+	$(UV) pip sync --quiet --require-hashes --python $(PY) requirements.lock requirements-dev.lock
+	@touch $@
+
+.PHONY: demo
+demo: setup  ## draw a catalog, train both tasks, promote, score it twice, write runs/demo/report.html
+	$(PY) -m ray_jobs demo --dir $(DEMO_DIR)
+
+.PHONY: test
+test: lint types unit  ## everything that CI runs: lint, types and all tests
+
+.PHONY: unit
+unit: setup  ## the tests alone (ARGS='-k decode' to choose)
+	$(PY) -m pytest $(ARGS)
+
+.PHONY: lint
+lint: setup  ## ruff: lint and format check
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+.PHONY: format
+format: setup  ## ruff: mend what can be mended
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+.PHONY: types
+types: setup  ## mypy, strict for models/ and infra/
+	$(PY) -m mypy
+
+.PHONY: bench
+bench: setup .venv-bench/.done  ## the measured claims: decoding side by side with other libraries
+	.venv-bench/bin/python -m benchmarks.decode $(ARGS)
+
+.venv-bench/.done: requirements.lock requirements-bench.lock
+	@test -x .venv-bench/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-bench
+	$(UV) pip sync --quiet --require-hashes --python .venv-bench/bin/python requirements.lock requirements-bench.lock
+	@touch $@
+
+.PHONY: lock
+lock:  ## rewrite the lock files from requirements*.in
+	$(LOCK) requirements.in -o requirements.lock
+	$(LOCK) requirements-dev.in -o requirements-dev.lock
+	$(LOCK) requirements-bench.in -o requirements-bench.lock
+
+.PHONY: clean
+clean:  ## remove runs and caches (keeps .venv)
+	rm -rf runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,42 @@
+"""The MLflow client: where it is, experiments and runs. The rest of the code sees MLflow through here."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+from mlflow.tracking import MlflowClient
+
+from infra.settings import TrackingSettings
+
+
+def tracking_client(settings: TrackingSettings) -> MlflowClient:
+    """A client for the tracking server and model registry of the settings; loading never unpickles."""
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    return _client(absolute_uri(settings.uri))
+
+
+@cache
+def _client(uri: str) -> MlflowClient:
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def absolute_uri(uri: str) -> str:
+    """``sqlite:///relative.db`` as seen from this working directory, so that workers elsewhere open the same file."""
+    prefix = "sqlite:///"
+    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
+        return prefix + str(Path(uri.removeprefix(prefix)).resolve())
+    return uri
+
+
+def experiment_id(client: MlflowClient, settings: TrackingSettings) -> str:
+    """The id of the settings' experiment, created when missing.
+
+    With SQLite, artifacts lie in ``mlruns`` beside the database file; a tracking server decides by itself.
+    """
+    found = client.get_experiment_by_name(settings.experiment)
+    if found is not None:
+        return str(found.experiment_id)
+    uri = absolute_uri(settings.uri)
+    root = (Path(uri.removeprefix("sqlite:///")).parent / "mlruns").as_uri() if uri.startswith("sqlite:") else None
+    return str(client.create_experiment(settings.experiment, artifact_location=root))
