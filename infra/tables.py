@@ -16,7 +16,7 @@ class DeltaStore:
 
     def __init__(self, root: str, storage: Storage) -> None:
         self.root = root.rstrip("/")
-        self._options = storage.delta_options(root)
+        self._storage = storage
 
     def uri(self, name: str) -> str:
         """Where the table ``name`` lies."""
@@ -39,7 +39,7 @@ class DeltaStore:
             rows,
             mode="append",
             schema_mode="merge",
-            storage_options=None if table is not None else self._options,
+            storage_options=None if table is not None else self._storage.delta_options(self.root),
             commit_properties=CommitProperties(app_transactions=[Transaction(run_id, sequence)]),
         )
         return True
@@ -56,6 +56,7 @@ class DeltaStore:
 
     def _open(self, name: str) -> DeltaTable | None:
         try:
-            return DeltaTable(self.uri(name), storage_options=self._options)
+            # Asked for at each opening: the credentials of a role expire within a long run.
+            return DeltaTable(self.uri(name), storage_options=self._storage.delta_options(self.root))
         except TableNotFoundError:
             return None
