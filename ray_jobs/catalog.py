@@ -1,0 +1,174 @@
+"""Read a catalog: a Parquet, CSV or JSONL table of videos, or every media file under a storage prefix."""
+
+from pathlib import PurePosixPath
+
+import duckdb
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset as pads
+
+from infra.errors import UserError
+from infra.storage import Storage, is_s3, join
+
+TABLE_FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
+MEDIA_SUFFIXES = frozenset(
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".mpg",
+        ".mpeg",
+        ".flv",
+        ".3gp",
+        ".wmv",
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+    ]
+)
+COLUMN_TYPES = {
+    "video_id": pa.string(),
+    "uri": pa.string(),
+    "creator_id": pa.string(),
+    "etag": pa.string(),
+    "size": pa.int64(),
+    "age": pa.float64(),
+}
+REQUIRED = ("video_id", "uri")
+
+
+def open_catalog(uri: str, storage: Storage, connection: duckdb.DuckDBPyConnection) -> None:
+    """Make the catalog the table ``catalog`` of the connection, checked, with one row a video.
+
+    Columns: ``video_id``, ``uri`` (absolute), ``creator_id``, ``etag``, ``size``, ``age`` (null where the source has
+    none) and whatever else the source has.
+
+    Raises:
+        UserError: The table is missing, unreadable, empty, lacks a column, or lists one id with several uris.
+    """
+    suffix = PurePosixPath(uri).suffix.lower()
+    if suffix in TABLE_FORMATS:
+        _open_table(uri, TABLE_FORMATS[suffix], storage, connection)
+    else:
+        _open_prefix(uri, storage, connection)
+
+
+def read_table(uri: str, storage: Storage, column_types: dict[str, pa.DataType]) -> pads.Dataset:
+    """A Parquet, CSV, TSV or JSONL file as an Arrow dataset; the named columns get the given types where they exist.
+
+    Raises:
+        UserError: The format is unknown, or the file cannot be read as it.
+    """
+    suffix = PurePosixPath(uri).suffix.lower()
+    if suffix not in TABLE_FORMATS:
+        raise UserError(f"{uri}: a table ends in one of {', '.join(TABLE_FORMATS)}")
+    storage.stat(uri)  # a missing or forbidden file is said by name, before Arrow's own words for it
+    file_format: pads.FileFormat | str = TABLE_FORMATS[suffix]
+    if file_format == "csv":
+        file_format = pads.CsvFileFormat(
+            parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ","),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=column_types, null_values=["", "null", "NULL"], strings_can_be_null=True
+            ),
+        )
+    filesystem, path = storage.arrow_filesystem(uri)
+    try:
+        dataset = pads.dataset(path, format=file_format, filesystem=filesystem)
+        dataset.head(1)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{uri} cannot be read as {suffix[1:]}: {_first_line(error)}") from error
+    return dataset
+
+
+def _open_table(uri: str, file_format: str, storage: Storage, connection: duckdb.DuckDBPyConnection) -> None:
+    dataset = read_table(uri, storage, COLUMN_TYPES)
+    missing = [name for name in REQUIRED if name not in dataset.schema.names]
+    if missing:
+        raise UserError(
+            f"{uri}: the catalog has no column {' and no column '.join(missing)}; "
+            f"it needs {' and '.join(REQUIRED)}, it has {', '.join(dataset.schema.names)}"
+        )
+    connection.register("catalog_file", dataset)
+    extra = [name for name in dataset.schema.names if name not in COLUMN_TYPES]
+    columns = [
+        f"CAST({_quoted(name)} AS {_DUCKDB_TYPES[kind]}) AS {name}"
+        if name in dataset.schema.names
+        else f"CAST(NULL AS {_DUCKDB_TYPES[kind]}) AS {name}"
+        for name, kind in COLUMN_TYPES.items()
+    ]
+    try:
+        connection.execute(
+            f"CREATE TABLE catalog AS SELECT DISTINCT {', '.join([*columns, *map(_quoted, extra)])} FROM catalog_file"
+        )
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise UserError(f"{uri} cannot be read as {file_format}: {_first_line(error)}") from error
+    _check_rows(uri, connection)
+    folder = uri.rsplit("/", 1)[0] if "/" in uri else "."
+    _make_absolute(folder, storage, connection)
+
+
+_DUCKDB_TYPES = {pa.string(): "VARCHAR", pa.int64(): "BIGINT", pa.float64(): "DOUBLE"}
+
+
+def _open_prefix(uri: str, storage: Storage, connection: duckdb.DuckDBPyConnection) -> None:
+    uri = storage.absolute(uri)
+    found = [
+        (stat.uri.removeprefix(uri.rstrip("/") + "/"), stat.uri, stat.etag, stat.size_bytes)
+        for stat in storage.list_prefix(uri)
+        if PurePosixPath(stat.uri).suffix.lower() in MEDIA_SUFFIXES
+    ]
+    if not found:
+        raise UserError(f"{uri}: no videos or images there; give a prefix that holds some, or a table of videos")
+    ids, uris, etags, sizes = zip(*found, strict=True)
+    listing = pa.table({"video_id": ids, "uri": uris, "etag": etags, "size": pa.array(sizes, type=pa.int64())})
+    connection.register("catalog_file", listing)
+    connection.execute(
+        "CREATE TABLE catalog AS SELECT video_id, uri, CAST(NULL AS VARCHAR) AS creator_id, etag, size, "
+        "CAST(NULL AS DOUBLE) AS age FROM catalog_file"
+    )
+
+
+def _check_rows(uri: str, connection: duckdb.DuckDBPyConnection) -> None:
+    holes = ", ".join(f"count(*) FILTER (coalesce({name}, '') = '')" for name in REQUIRED)
+    ((num_rows, *num_holes),) = connection.execute(f"SELECT count(*), {holes} FROM catalog").fetchall()
+    if not num_rows:
+        raise UserError(f"{uri}: the catalog is empty")
+    for name, num in zip(REQUIRED, num_holes, strict=True):
+        if num:
+            raise UserError(f"{uri}: {num} rows have no {name}; every row needs one")
+    repeated = connection.execute(
+        "SELECT video_id, min(uri), max(uri) FROM catalog GROUP BY video_id HAVING count(*) > 1 ORDER BY video_id"
+    ).fetchall()
+    if repeated:
+        video_id, first, second = repeated[0]
+        what = f"uris {first!r} and {second!r}" if first != second else "rows that differ in another column"
+        raise UserError(
+            f"{uri}: {len(repeated)} ids are listed more than once, for example {video_id!r} with {what}; "
+            "an id stands for one video"
+        )
+
+
+def _make_absolute(folder: str, storage: Storage, connection: duckdb.DuckDBPyConnection) -> None:
+    """Relative uris are relative to the catalog's folder, wherever a worker runs."""
+    base = folder if is_s3(folder) else storage.absolute(folder)
+    connection.execute(
+        "UPDATE catalog SET uri = ? || uri WHERE NOT (starts_with(uri, '/') OR contains(uri, '://'))", [join(base, "")]
+    )
+    connection.execute("UPDATE catalog SET etag = trim(etag, '\"') WHERE etag IS NOT NULL")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,74 @@
+"""What the commands print: tables, and progress as a bar on a terminal or a plain line every few seconds elsewhere."""
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ray_jobs.planning import Plan
+
+LINE_EVERY_S = 5.0
+console = Console(soft_wrap=True)
+
+
+class RunProgress:
+    """Progress of a run over a known number of items: done/total, rate, time left, and a note (failures, say)."""
+
+    def __init__(self, title: str, total: int, unit: str = "videos") -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._start = time.monotonic()
+        self._last_line = 0.0
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total, rate="", note="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Show that ``done`` of the total are done."""
+        elapsed_s = time.monotonic() - self._start
+        rate = done / elapsed_s if elapsed_s > 0 else 0.0
+        self._bar.update(self._task, completed=done, rate=f"{rate:.1f} {self._unit}/s", note=note)
+        if console.is_terminal or (elapsed_s - self._last_line < LINE_EVERY_S and done < self._total):
+            return
+        self._last_line = elapsed_s
+        left = f"{(self._total - done) / rate:.0f} s left" if rate else "starting"
+        tail = f" · {note}" if note else ""
+        console.print(
+            f"{self._title} {done}/{self._total} {self._unit} ({done / max(self._total, 1):.0%}) · "
+            f"{rate:.2f}/s · {left}{tail}",
+            highlight=False,
+        )
+
+
+def print_plan(plan: "Plan") -> None:
+    """The plan as a table: a row a state, a column a task."""
+    table = Table(title=f"plan for {plan.catalog}: {plan.num_videos} videos, {plan.num_due} due")
+    table.add_column("state")
+    for task in plan.counts:
+        table.add_column(task, justify="right")
+    for state in next(iter(plan.counts.values())):
+        numbers = [plan.counts[task][state] for task in plan.counts]
+        if any(numbers):
+            table.add_row(state, *[str(number) for number in numbers])
+    console.print(table)

@@ -1,0 +1,53 @@
+"""Command-line options that several verbs share, and how they become values."""
+
+from typing import Annotated
+
+import typer
+
+from infra.errors import UserError
+
+Catalog = Annotated[
+    str, typer.Option(help="Table of videos (Parquet, CSV, JSONL; columns video_id, uri) or a storage prefix.")
+]
+Tables = Annotated[str, typer.Option(help="Root of the score and quarantine tables: a folder or s3://bucket/prefix.")]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", help="Task to score; repeat for several. Default: every task with a champion."),
+]
+Scorers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scorer",
+        metavar="TASK=REF",
+        help="Scorer of a task: an alias, models:/NAME/VERSION, or a directory. Default: the champion.",
+    ),
+]
+Retry = Annotated[
+    list[str] | None, typer.Option(help="Plan quarantined videos with this reason again; repeat, or 'all'.")
+]
+NumCpus = Annotated[int | None, typer.Option(min=1, help="Logical CPUs of a local cluster. Default: all, at least 4.")]
+Config = Annotated[str | None, typer.Option(help="Settings file (YAML). Default: facereel.yaml where it exists.")]
+
+
+def scorer_references(tasks: list[str] | None, scorers: list[str] | None, known: tuple[str, ...]) -> dict[str, str]:
+    """Task to scorer reference, from ``--task`` and ``--scorer TASK=REF``; empty where neither is given.
+
+    Raises:
+        UserError: An unknown task, or a ``--scorer`` that is no ``TASK=REF``.
+    """
+    given = {}
+    for item in scorers or []:
+        task, separator, reference = item.partition("=")
+        if not separator or not reference:
+            raise UserError(f"--scorer {item}: give TASK=REF, for example fs2k=champion or fs2k=path/to/scorer")
+        given[task] = reference
+    chosen = tasks or list(given)
+    for task in [*chosen, *given]:
+        if task not in known:
+            raise UserError(f"unknown task {task!r}; known: {', '.join(known)}")
+    return {task: given.get(task, "champion") for task in dict.fromkeys([*chosen, *given])}
+
+
+def cluster_section(num_cpus: int | None) -> dict[str, dict[str, int]]:
+    """The settings that ``--num-cpus`` overrides."""
+    return {} if num_cpus is None else {"cluster": {"num_cpus": num_cpus}}

@@ -1,0 +1,50 @@
+"""Write the report on score tables, with the manifests of the scorers that made them."""
+
+from collections.abc import Sequence
+
+from infra.settings import Settings
+from infra.storage import Storage, join
+from models.scorer import MANIFEST_FILE, ScorerManifest
+from ray_jobs.console import console
+from ray_jobs.reports.scores import Section, build_report, current_scorers
+from ray_jobs.score_table import scorer_uri
+from ray_jobs.stages.extract import ExtractConfig
+
+
+def write_report(
+    tables: str,
+    out: str,
+    settings: Settings,
+    *,
+    tasks: Sequence[str] | None = None,
+    num_samples: int = 24,
+    with_pictures: bool = True,
+    sections: Sequence[Section] = (),
+    title: str = "Score report",
+) -> None:
+    """Build the report and write it to ``out``.
+
+    Raises:
+        UserError: There is nothing to report.
+    """
+    storage = Storage(settings.storage)
+    manifests = {
+        row.digest: ScorerManifest.model_validate_json(
+            storage.read_all(join(scorer_uri(tables, row.digest), MANIFEST_FILE))
+        )
+        for row in current_scorers(tables, settings, tasks)
+    }
+    newest = next(iter(manifests.values()))
+    extract = ExtractConfig(frame_policy=newest.frame_policy, face_policy=newest.face_policy, storage=settings.storage)
+    html = build_report(
+        tables,
+        settings,
+        tasks=tasks,
+        manifests=manifests,
+        extract=extract if with_pictures else None,
+        num_samples=num_samples,
+        sections=sections,
+        title=title,
+    )
+    stat = storage.put(out, html.encode())
+    console.print(f"wrote {out} ({stat.size_bytes / 1e6:.1f} MB)", highlight=False)

@@ -1,0 +1,47 @@
+"""The verb ``score``: its options, and one call."""
+
+from typing import Annotated
+
+import typer
+
+from ray_jobs import options
+
+
+def score(
+    catalog: options.Catalog,
+    tables: options.Tables,
+    task: options.Tasks = None,
+    scorer: options.Scorers = None,
+    retry: options.Retry = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop; writes nothing.")] = False,
+    predictors: Annotated[int, typer.Option(min=1, help="Actors that hold the scorers.")] = 1,
+    gpus_per_predictor: Annotated[float, typer.Option(min=0, help="GPUs of each predictor; 0: CPU.")] = 0.0,
+    rows_per_block: Annotated[int, typer.Option(min=1, help="Videos per block of work.")] = 8,
+    commit_every: Annotated[float, typer.Option(min=0.1, help="Seconds between commits.")] = 30.0,
+    commit_rows: Annotated[int, typer.Option(min=1, help="Rows after which to commit earlier.")] = 10_000,
+    num_cpus: options.NumCpus = None,
+    config: options.Config = None,
+) -> None:
+    """Score a catalog of videos into the score table; what is done already is not done again."""
+    from infra.settings import load_settings
+    from models.tasks.base import task_names
+    from ray_jobs.console import print_plan
+    from ray_jobs.scoring import ScoreConfig, plan_run, print_result, resolve_scorers, run_score
+    from ray_jobs.stages.pipeline import Resources
+
+    settings = load_settings(config, **options.cluster_section(num_cpus))
+    run = ScoreConfig(
+        catalog=catalog,
+        tables=tables,
+        scorers=options.scorer_references(task, scorer, task_names()),
+        retry=frozenset(retry or ()),
+        resources=Resources(
+            num_predictors=predictors, gpus_per_predictor=gpus_per_predictor, rows_per_block=rows_per_block
+        ),
+        commit_every_s=commit_every,
+        commit_every_rows=commit_rows,
+    )
+    if dry_run:
+        print_plan(plan_run(run, resolve_scorers(run.scorers, settings), settings))
+        return
+    print_result(run_score(run, settings))

@@ -1,0 +1,15 @@
+"""What lies where under one root: a score table for each task, one quarantine for all, and the scorers of the rows."""
+
+from infra.storage import join
+
+QUARANTINE = "quarantine"
+
+
+def score_table(task: str) -> str:
+    """The name of a task's score table."""
+    return f"scores_{task}"
+
+
+def scorer_uri(tables: str, digest: str) -> str:
+    """The copy of the scorer that made rows of these tables."""
+    return join(tables, "_scorers", digest)

@@ -1,0 +1,75 @@
+"""The way of a video through Ray Data, from a list of videos to rows that arrive at the driver."""
+
+import warnings
+from collections.abc import Iterator
+
+import pyarrow as pa
+import ray.data
+from pydantic import BaseModel, ConfigDict, Field
+from ray.util.annotations import RayDeprecationWarning
+
+from infra.storage import Storage
+from ray_jobs.stages.extract import ExtractConfig, extract_stage
+from ray_jobs.stages.predict import PredictStage, ShippedScorer
+
+
+class Resources(BaseModel):
+    """How much of the cluster a pipeline takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_predictors: int = Field(1, ge=1, description="actors that hold the scorers")
+    gpus_per_predictor: float = Field(0.0, ge=0, description="GPUs of each; 0 predicts on CPUs")
+    rows_per_block: int = Field(32, ge=1, description="videos per block: the unit of a decode task and of a retry")
+
+
+def extracted(videos: ray.data.Dataset, config: ExtractConfig, resources: Resources) -> ray.data.Dataset:
+    """Videos (``video_id, uri, etag, …``) to rows with crops: stages 1 and 2."""
+    # 1. Small blocks, so that a lost node costs few videos and every CPU has work to the end.
+    ds = videos.repartition(target_num_rows_per_block=resources.rows_per_block)
+    # 2. Tasks, not actors: decoding scales to whatever CPUs are idle and survives a lost node block by block. 0.9 CPU
+    #    differs from the predictors' request, so Ray does not fuse this stage into their actors.
+    with warnings.catch_warnings():
+        # Ray has no other way yet to say that a task which keeps losing its worker ends the run: by itself it is
+        # retried for ever. The keyword goes away in Ray 2.64.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return ds.map_batches(extract_stage(config), batch_format="pyarrow", batch_size=1, num_cpus=0.9, max_retries=3)
+
+
+def scored(
+    videos: ray.data.Dataset, config: ExtractConfig, scorers: list[ShippedScorer], resources: Resources
+) -> ray.data.Dataset:
+    """Videos (``video_id, uri, etag, due_tasks, …``) to rows with one prediction column a task."""
+    ds = extracted(videos, config, resources)
+    # 3. Actors hold the models; a batch of rows is up to ten times as many crops. Crops are dropped here, so what
+    #    travels to the driver is small.
+    return ds.map_batches(
+        PredictStage,
+        fn_constructor_args=(scorers, Storage(config.storage), "cuda" if resources.gpus_per_predictor else "cpu"),
+        batch_format="pyarrow",
+        batch_size=32,
+        compute=ray.data.ActorPoolStrategy(size=resources.num_predictors),
+        num_cpus=1,
+        num_gpus=resources.gpus_per_predictor or None,
+    )
+
+
+def arriving(ds: ray.data.Dataset) -> Iterator[pa.Table]:
+    """Blocks of result rows, in the order in which they are done."""
+    yield from ds.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def check_resources(resources: Resources, cluster: dict[str, float]) -> str | None:
+    """Why the pipeline would hang on this cluster (actors take what readers need), or None."""
+    cpus, gpus = cluster.get("CPU", 0), cluster.get("GPU", 0)
+    if cpus < resources.num_predictors + 2:
+        return (
+            f"{resources.num_predictors} predictors need {resources.num_predictors + 2} logical CPUs, "
+            f"the cluster has {cpus:g}: lower --predictors, or add nodes (locally: --num-cpus)"
+        )
+    if gpus < resources.num_predictors * resources.gpus_per_predictor:
+        return (
+            f"{resources.num_predictors} predictors × {resources.gpus_per_predictor:g} GPU need more than "
+            f"the cluster's {gpus:g} GPUs: lower --predictors or --gpus-per-predictor"
+        )
+    return None

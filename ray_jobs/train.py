@@ -1,0 +1,64 @@
+"""The verb ``train``: its options, and one call."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from ray_jobs import options
+
+
+def train(
+    task: Annotated[str, typer.Option(help="Task to train: attractiveness, fs2k.")],
+    dataset: Annotated[str, typer.Option(help="Crops dataset, as made by the verb prepare.")],
+    storage: Annotated[
+        str, typer.Option(help="Folder or s3:// prefix for checkpoints, seen by all workers.")
+    ] = "runs/train",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; the same name resumes. Default: task and time.")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="torchvision's name of the backbone.")] = "resnet18",
+    weights: Annotated[str, typer.Option(help="Starting weights: none, imagenet, or a .safetensors file.")] = "none",
+    input_size: Annotated[int, typer.Option(min=16, help="Side of the network input, pixels.")] = 224,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training split.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Crops per step and worker.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    dropout: Annotated[float, typer.Option(help="Dropout before the last layer.")] = 0.0,
+    workers: Annotated[int, typer.Option(min=1, help="Training workers.")] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU per worker.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    promote: Annotated[bool, typer.Option("--promote", help="Make the new version the champion at once.")] = False,
+    num_cpus: options.NumCpus = None,
+    config: options.Config = None,
+) -> None:
+    """Train a scorer on a crops dataset, choose the best epoch on the validation split, and register it."""
+    from infra.settings import load_settings
+    from infra.tracking import tracking_client
+    from models import registry
+    from models.tasks.base import get_task
+    from ray_jobs.console import console
+    from ray_jobs.training.config import TrainConfig
+    from ray_jobs.training.run import print_result, run_train
+
+    settings = load_settings(config, **options.cluster_section(num_cpus))
+    run = TrainConfig(
+        task=get_task(task).name,
+        dataset=dataset,
+        name=name or f"{task}-{datetime.now(UTC):%Y%m%dT%H%M%S}",
+        storage=storage,
+        backbone=backbone,
+        weights=weights,
+        input_size=input_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        dropout=dropout,
+        num_workers=workers,
+        use_gpu=gpu,
+        seed=seed,
+    )
+    result = run_train(run, settings)
+    print_result(result)
+    if promote:
+        registry.promote(tracking_client(settings.tracking), task, result.version)
+        console.print(f"{registry.model_name(task)}: champion is version {result.version} now", highlight=False)

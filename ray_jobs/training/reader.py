@@ -1,0 +1,66 @@
+"""Crops for training: a Ray Data shard, kept decoded in memory where it fits, else streamed anew each epoch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+
+from models.tasks.base import Task
+from ray_jobs.crops_dataset import decode_crop
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # crops uint8[n, S, S, 3], targets int64[n, H]
+
+
+def crops_dataset(parts: list[str], filesystem: Any, task: Task) -> ray.data.Dataset:
+    """A split as a dataset of ``crop`` (uint8[S, S, 3]) and ``targets`` (int64[H]); decoded on the cluster's CPUs."""
+
+    def decode(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {
+            "crop": np.stack([decode_crop(data) for data in batch["crop"]]),
+            "targets": task.encode_labels({name: batch[name] for name in task.label_columns}),
+        }
+
+    ds = ray.data.read_parquet(parts, filesystem=filesystem, columns=["crop", *task.label_columns])
+    return ds.repartition(target_num_rows_per_block=256).map_batches(decode, batch_size=64, num_cpus=0.5)
+
+
+class TrainReader:
+    """Batches of one worker's shard: every worker takes the same number of steps, since shards are equal in rows.
+
+    Kept in memory, an epoch is a fresh permutation of the shard. Streamed, it is the order of the files with blocks
+    shuffled, and what does not fill a batch is left out.
+    """
+
+    def __init__(
+        self, shard: ray.data.DataIterator, *, num_rows: int, batch_size: int, resident: bool, seed: int
+    ) -> None:
+        self.steps_per_epoch = max(1, num_rows // batch_size)
+        self._shard = shard
+        self._batch_size = min(batch_size, num_rows)
+        self._seed = seed
+        self._rows = load_all(shard) if resident else None
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch; the same for the same seed, where the shard is kept in memory."""
+        if self._rows is not None:
+            crops, targets = self._rows
+            order = torch.randperm(len(crops), generator=torch.Generator().manual_seed(self._seed + epoch))
+            for step in range(self.steps_per_epoch):
+                chosen = order[step * self._batch_size : (step + 1) * self._batch_size]
+                yield crops[chosen], targets[chosen]
+            return
+        batches = self._shard.iter_torch_batches(batch_size=self._batch_size, drop_last=True, prefetch_batches=2)
+        for step, batch in enumerate(batches):
+            if step == self.steps_per_epoch:
+                break
+            yield batch["crop"], batch["targets"]
+
+
+def load_all(shard: ray.data.DataIterator | ray.data.Dataset) -> Batch:
+    """All rows of a shard: crops uint8[n, S, S, 3] and targets int64[n, H]."""
+    batches = list(shard.iter_batches(batch_size=256, batch_format="numpy"))
+    crops = np.concatenate([batch["crop"] for batch in batches])
+    targets = np.concatenate([batch["targets"] for batch in batches])
+    return torch.from_numpy(crops), torch.from_numpy(targets)

@@ -1,0 +1,112 @@
+"""Preparing and training on a local Ray cluster: from labelled videos to a registered scorer that scores."""
+
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UserError
+from infra.storage import Storage
+from infra.tracking import tracking_client
+from models import registry
+from ray_jobs.crops_dataset import DatasetManifest, read_manifest
+from ray_jobs.preparing import PrepareConfig, run_prepare
+from ray_jobs.scoring import ScoreConfig, run_score
+from ray_jobs.stages.pipeline import Resources
+from ray_jobs.training.config import TrainConfig
+from ray_jobs.training.run import TrainResult, run_train
+from tests.integration.conftest import FACE_POLICY, FRAME_POLICY, World
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def dataset(world: World) -> tuple[str, DatasetManifest]:
+    out = str(world.folder / "crops")
+    manifest = run_prepare(
+        PrepareConfig(
+            out=out,
+            labels=str(world.drawn.truth),  # all drawn people: a few videos have too few creators for two sides
+            frame_policy=FRAME_POLICY,
+            face_policy=FACE_POLICY,
+            resources=Resources(rows_per_block=4),
+        ),
+        world.settings,
+    )
+    return out, manifest
+
+
+def train_config(world: World, dataset: str, **options: object) -> TrainConfig:
+    values: dict[str, object] = {
+        "task": "fs2k",
+        "dataset": dataset,
+        "name": "test",
+        "storage": str(world.folder / "train"),
+        "backbone": "shufflenet_v2_x0_5",
+        "input_size": 32,
+        "epochs": 2,
+        "batch_size": 8,
+        "num_workers": 2,
+    }
+    return TrainConfig.model_validate(values | options)
+
+
+@pytest.fixture(scope="module")
+def trained(world: World, dataset: tuple[str, DatasetManifest]) -> TrainResult:
+    return run_train(train_config(world, dataset[0]), world.settings)
+
+
+def test_the_dataset_has_both_sides_and_both_tasks(dataset: tuple[str, DatasetManifest]) -> None:
+    out, manifest = dataset
+    assert read_manifest(out, Storage()) == manifest
+    assert manifest.tasks == ("attractiveness", "fs2k")
+    assert set(manifest.num_crops) == {"train", "val"}
+    assert sum(manifest.num_crops.values()) + sum(manifest.dropped_frames.values()) == 3 * (
+        manifest.num_videos - manifest.removed.get("minor", 0)
+    )
+
+
+def test_the_scorer_is_registered_with_its_policies_and_metrics(
+    world: World, dataset: tuple[str, DatasetManifest], trained: TrainResult
+) -> None:
+    client = tracking_client(world.settings.tracking)
+    found = registry.resolve(client, f"models:/facereel-fs2k/{trained.version}", task="fs2k")
+    manifest = found.scorer.manifest
+    assert found.scorer.digest == trained.digest
+    assert (manifest.frame_policy, manifest.face_policy) == (FRAME_POLICY, FACE_POLICY)
+    assert manifest.dataset_fingerprint == dataset[1].fingerprint
+    assert manifest.training.num_val_rows == dataset[1].num_crops["val"]
+    assert set(manifest.metrics) == set(manifest.baseline_metrics)
+
+
+def test_mlflow_has_every_epoch_once(world: World, trained: TrainResult) -> None:
+    client = tracking_client(world.settings.tracking)
+    assert client.get_run(trained.run_id).info.status == "FINISHED"
+    history = client.get_metric_history(trained.run_id, "f1_macro_mean")
+    assert [metric.step for metric in history] == [0, 1]
+
+
+def test_a_promoted_scorer_scores_the_catalog(world: World, trained: TrainResult, tmp_path: Path) -> None:
+    client = tracking_client(world.settings.tracking)
+    registry.promote(client, "fs2k", trained.version)
+    config = ScoreConfig(catalog=str(world.drawn.catalog), tables=str(tmp_path), scorers={})
+    result = run_score(config, world.settings)
+    assert list(result.plan.counts) == ["fs2k"]
+    assert result.outcome is not None
+    assert result.outcome.scored >= 12
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dataset": "nowhere"}, "no crops dataset there"),
+        ({"task": "other"}, "no task 'other'"),
+        ({"backbone": "resnet19"}, "did you mean"),
+        ({"num_workers": 9}, "lower --workers"),
+        ({"epochs": 3}, "with other options exists"),
+    ],
+)
+def test_bad_options_are_refused(
+    world: World, dataset: tuple[str, DatasetManifest], trained: TrainResult, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        run_train(train_config(world, dataset[0], **options), world.settings)

@@ -1,0 +1,85 @@
+"""The registry: what was registered comes back unchanged, and only that."""
+
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from infra.errors import UserError
+from infra.settings import TrackingSettings
+from infra.tracking import experiment_id, tracking_client
+from models import registry
+from tests.unit.scorers import small_scorer
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> TrackingSettings:
+    return TrackingSettings(uri=f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def client(tracking: TrackingSettings) -> MlflowClient:
+    return tracking_client(tracking)
+
+
+@pytest.fixture
+def run_id(client: MlflowClient, tracking: TrackingSettings) -> str:
+    return str(client.create_run(experiment_id(client, tracking)).info.run_id)
+
+
+def test_a_registered_scorer_comes_back_by_version_alias_and_directory(
+    client: MlflowClient, run_id: str, tmp_path: Path
+) -> None:
+    saved = small_scorer(tmp_path / "scorer", "fs2k")
+    version = registry.register(client, tmp_path / "scorer", run_id=run_id)
+    assert version.tags["digest"] == saved.digest
+    assert registry.promote(client, "fs2k", version.version) is None
+    name = registry.model_name("fs2k")
+    for reference in ("champion", f"models:/{name}@champion", f"models:/{name}/{version.version}"):
+        found = registry.resolve(client, reference, task="fs2k")
+        assert found.scorer.digest == saved.digest
+        assert found.version == f"models:/{name}/{version.version}"
+    assert registry.resolve(client, str(tmp_path / "scorer"), task="fs2k").scorer.digest == saved.digest
+    assert registry.tasks_with(client, "champion") == ["fs2k"]
+    second = registry.register(client, tmp_path / "scorer", run_id=run_id)
+    assert registry.promote(client, "fs2k", str(second.version)) == str(version.version)
+
+
+def test_changed_artifacts_are_refused(client: MlflowClient, run_id: str, tmp_path: Path) -> None:
+    small_scorer(tmp_path / "scorer", "attractiveness")
+    version = registry.register(client, tmp_path / "scorer", run_id=run_id)
+    (stored,) = Path(version.source.removeprefix("file://")).glob("weights.safetensors")
+    data = bytearray(stored.read_bytes())
+    data[-1] ^= 1
+    stored.write_bytes(data)
+    with pytest.raises(UserError, match="weights"):
+        registry.promote(client, "attractiveness", version.version)
+    assert registry.tasks_with(client, "champion") != ["attractiveness"]
+
+
+def test_another_scorer_under_the_digest_is_refused(client: MlflowClient, run_id: str, tmp_path: Path) -> None:
+    small_scorer(tmp_path / "scorer", "attractiveness")
+    version = registry.register(client, tmp_path / "scorer", run_id=run_id)
+    client.set_model_version_tag(version.name, version.version, "digest", "0" * 64)
+    with pytest.raises(UserError, match="another scorer"):
+        registry.resolve(client, f"models:/{version.name}/{version.version}", task="attractiveness")
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("models:/facereel-attractiveness@nobody", "no scorer models:/facereel-attractiveness@nobody"),
+        ("models:/facereel-attractiveness/999", "no scorer"),
+        ("runs/none/scorer", "is no scorer"),
+        ("challenger", "no scorer models:/facereel-attractiveness@challenger"),
+    ],
+)
+def test_what_does_not_exist_is_named(client: MlflowClient, reference: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        registry.resolve(client, reference, task="attractiveness")
+
+
+def test_a_scorer_of_another_task_is_refused(client: MlflowClient, tmp_path: Path) -> None:
+    small_scorer(tmp_path / "scorer", "fs2k")
+    with pytest.raises(UserError, match="answers the task 'fs2k'"):
+        registry.resolve(client, str(tmp_path / "scorer"), task="attractiveness")

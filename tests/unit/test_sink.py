@@ -1,0 +1,125 @@
+"""The sink: rows end in the right table, once, with their key, and the account adds up."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from infra.storage import Storage
+from infra.tables import DeltaStore
+from models.tasks.base import get_task
+from ray_jobs.score_table import QUARANTINE, score_table
+from ray_jobs.stages.extract import EXTRACT_FIELDS
+from ray_jobs.stages.sink import ScoreSink, SinkConfig
+
+TASKS = ("attractiveness", "fs2k")
+PREDICTION: dict[str, dict[str, Any]] = {
+    "attractiveness": {"score": 80.5, "score_distribution": [0.025] * 40},
+    "fs2k": {"smile": True, "hair_color": "red"},
+}
+
+
+def result(video_id: str, *, reason: str | None = None, num_faces: int = 1, due: tuple[str, ...] = TASKS) -> pa.Table:
+    """One row as it arrives from the pipeline."""
+    failed = reason is not None
+    row = {
+        "reason": reason,
+        "retryable": False if failed else None,
+        "message": "it broke" if failed else None,
+        "read_etag": None if failed else "e2",
+        "read_bytes": None if failed else 1000,
+        "num_frames": None if failed else 10,
+        "num_faces": None if failed else num_faces,
+        "dropped": None if failed else [("no_face", 10 - num_faces)],
+        "faces": None if failed else [],
+        "extract_s": 0.5,
+    }
+    columns: dict[str, pa.Array] = {
+        "video_id": pa.array([video_id]),
+        "uri": pa.array([f"/{video_id}.mp4"]),
+        "etag": pa.array(["e1"]),
+        "size": pa.array([None], pa.int64()),
+        "views": pa.array([7]),
+        "due_tasks": pa.array([list(due)]),
+    }
+    for field in EXTRACT_FIELDS:
+        if field.name != "crops":
+            columns[field.name] = pa.array([row[field.name]], type=field.type)
+    for task in TASKS:
+        value = PREDICTION[task] if not failed and num_faces and task in due else None
+        columns[task] = pa.array([value], type=pa.struct(get_task(task).output_schema()))
+    return pa.table(columns)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DeltaStore:
+    return DeltaStore(str(tmp_path), Storage())
+
+
+def make_sink(store: DeltaStore, **options: Any) -> ScoreSink:
+    scorers = {task: (f"digest-{task}", f"models:/facereel-{task}/1") for task in TASKS}
+    return ScoreSink(store, SinkConfig(run_id="run", policy="policy", scorers=scorers, **options))
+
+
+def read(store: DeltaStore, table: str) -> dict[str, dict[str, Any]]:
+    dataset = store.dataset(table)
+    rows = [] if dataset is None else dataset.to_table().to_pylist()
+    found = {row["video_id"]: row for row in rows}
+    assert len(found) == len(rows), "a row stands there twice"
+    return found
+
+
+def test_rows_end_where_they_belong_and_the_account_adds_up(store: DeltaStore) -> None:
+    sink = make_sink(store)
+    sink.add(pa.concat_tables([result("a", num_faces=3), result("b", num_faces=0)]))
+    sink.add(result("c", reason="truncated"))
+    sink.commit()
+    for task in TASKS:
+        rows = read(store, score_table(task))
+        assert {name: row["status"] for name, row in rows.items()} == {"a": "scored", "b": "no_face"}
+        assert rows["a"]["scorer"] == f"digest-{task}"
+        assert (rows["a"]["etag"], rows["a"]["policy"], rows["a"]["views"]) == ("e2", "policy", 7)
+    assert read(store, score_table("attractiveness"))["a"]["score"] == pytest.approx(80.5)
+    assert read(store, score_table("attractiveness"))["b"]["score"] is None
+    assert read(store, score_table("fs2k"))["a"]["smile"] is True
+    assert list(read(store, QUARANTINE)) == ["c"]
+    assert read(store, QUARANTINE)["c"]["etag"] == "e1"  # the plan's: nothing was read
+    outcome = sink.outcome
+    assert (outcome.scored, outcome.no_face, dict(outcome.quarantined)) == (1, 1, {"truncated": 1})
+    assert (outcome.done, outcome.num_faces, outcome.read_bytes) == (3, 3, 2000)
+
+
+def test_a_task_that_is_not_due_gets_no_row(store: DeltaStore) -> None:
+    sink = make_sink(store)
+    sink.add(result("a", due=("fs2k",)))
+    sink.add(result("b"))
+    sink.commit()
+    assert list(read(store, score_table("attractiveness"))) == ["b"]
+    assert sorted(read(store, score_table("fs2k"))) == ["a", "b"]
+
+
+def test_nothing_is_visible_before_its_commit(store: DeltaStore) -> None:
+    sink = make_sink(store, commit_every_rows=2, commit_every_s=1e9)
+    sink.add(result("a"))
+    assert read(store, score_table("fs2k")) == {}
+    assert sink.outcome.done == 0
+    sink.add(result("b"))
+    assert sorted(read(store, score_table("fs2k"))) == ["a", "b"]
+    assert sink.outcome.done == 2
+
+
+def test_a_commit_repeated_after_a_crash_between_two_tables_is_not_doubled(store: DeltaStore) -> None:
+    make_sink(store).commit()
+    first = make_sink(store)
+    first.add(result("a"))
+    first.commit()
+    again = make_sink(store)  # same run id, same sequence: as if the answer to the first commit had been lost
+    again.add(result("a"))
+    again.commit()
+    assert list(read(store, score_table("fs2k"))) == ["a"]
+
+
+def test_committing_nothing_writes_nothing(store: DeltaStore, tmp_path: Path) -> None:
+    make_sink(store).commit()
+    assert list(tmp_path.iterdir()) == []
