@@ -1,5 +1,6 @@
 """The MLflow client: where it is, experiments and runs. The rest of the code sees MLflow through here."""
 
+import logging
 import os
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from infra.settings import TrackingSettings
 
 def tracking_client(settings: TrackingSettings) -> MlflowClient:
     """A client for the tracking server and model registry of the settings; loading never unpickles."""
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creating initial MLflow database tables"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     return _client(absolute_uri(settings.uri))

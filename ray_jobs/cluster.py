@@ -13,8 +13,6 @@ NO_PROGRESS_TIMEOUT_S = 600.0
 _LOCAL_ENVIRONMENT = {
     # Loopback only: without it the local cluster listens on the host's outward address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # What is the default anyway, said aloud so that Ray does not warn about it.
-    "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Ray's C++ side writes to the terminal what is meant for its log files. Errors of tasks still arrive as exceptions.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -32,6 +30,8 @@ def connect(settings: ClusterSettings) -> dict[str, float]:
         if address:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
         else:
+            # "Token authentication is enabled": as it should be.
+            logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
             for name, value in _LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
             ray.init(

@@ -23,7 +23,6 @@ from ray_jobs.preparing import PrepareConfig, print_manifest, run_prepare
 from ray_jobs.reporting import write_report
 from ray_jobs.reports.scores import Section
 from ray_jobs.scoring import ScoreConfig, print_result, run_score
-from ray_jobs.stages.pipeline import Resources
 from ray_jobs.training.config import TrainConfig
 from ray_jobs.training.run import print_result as print_training
 from ray_jobs.training.run import run_train
@@ -56,7 +55,6 @@ def run_demo(folder: Path, *, num_videos: int, seed: int) -> Path:
             labels=str(drawn.labels),
             frame_policy=FRAME_POLICY,
             face_policy=FACE_POLICY,
-            resources=Resources(rows_per_block=8),
         ),
         settings,
     )
@@ -71,7 +69,6 @@ def run_demo(folder: Path, *, num_videos: int, seed: int) -> Path:
         catalog=str(drawn.catalog),
         tables=str(folder / "tables"),
         scorers={},
-        resources=Resources(rows_per_block=8),
         commit_every_s=5,
     )
     _step(start, "scoring the catalog with both champions")

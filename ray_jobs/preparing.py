@@ -50,14 +50,14 @@ def run_prepare(config: PrepareConfig, settings: Settings) -> DatasetManifest:
     rows, removed, tasks = _read_source(config, storage)
     label_columns = [name for name in rows.column_names if name not in ("video_id", "uri", "etag", "group", "split")]
     writer = DatasetWriter(config.out, storage, label_columns)
-    connect(settings.cluster)
+    cluster = connect(settings.cluster)
     extract = ExtractConfig(
         frame_policy=config.frame_policy,
         face_policy=config.face_policy,
         limits=DecodeLimits(),
         storage=settings.storage,
     )
-    ds = extracted(ray.data.from_arrow(rows), extract, config.resources)
+    ds = extracted(ray.data.from_arrow(rows), extract, config.resources.spread(rows.num_rows, cluster["CPU"]))
     ds = ds.map_batches(encode_stage(config.face_policy.crop_size), batch_format="pyarrow", batch_size=8, num_cpus=0.9)
 
     reasons, dropped, seen = Counter(removed), Counter[str](), 0

@@ -16,7 +16,7 @@ def score(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop; writes nothing.")] = False,
     predictors: Annotated[int, typer.Option(min=1, help="Actors that hold the scorers.")] = 1,
     gpus_per_predictor: Annotated[float, typer.Option(min=0, help="GPUs of each predictor; 0: CPU.")] = 0.0,
-    rows_per_block: Annotated[int, typer.Option(min=1, help="Videos per block of work.")] = 8,
+    rows_per_block: Annotated[int, typer.Option(min=1, help="Videos per block of work, at most.")] = 32,
     commit_every: Annotated[float, typer.Option(min=0.1, help="Seconds between commits.")] = 30.0,
     commit_rows: Annotated[int, typer.Option(min=1, help="Rows after which to commit earlier.")] = 10_000,
     num_cpus: options.NumCpus = None,

@@ -3,7 +3,7 @@
 import io
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import pyarrow.parquet as pq
@@ -95,17 +95,19 @@ def run_score(config: ScoreConfig, settings: Settings) -> ScoreResult:
         RuntimeError: The run's sums differ from the plan.
     """
     start = time.monotonic()
+    storage = Storage(settings.storage)
+    config = replace(config, tables=storage.absolute(config.tables))  # workers run in directories of their own
     resolved = resolve_scorers(config.scorers, settings)
     plan = plan_run(config, resolved, settings)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     print_plan(plan)
     if plan.num_due == 0:
         return ScoreResult(run_id, plan, None, time.monotonic() - start)
-    refusal = check_resources(config.resources, connect(settings.cluster))
+    cluster = connect(settings.cluster)
+    refusal = check_resources(config.resources, cluster)
     if refusal:
         raise UserError(refusal)
 
-    storage = Storage(settings.storage)
     manifest = next(iter(resolved.values())).scorer.manifest
     extract = ExtractConfig(
         frame_policy=manifest.frame_policy,
@@ -120,7 +122,7 @@ def run_score(config: ScoreConfig, settings: Settings) -> ScoreResult:
             ShippedScorer.ship(found.directory, task, found.scorer.digest, config.tables, storage)
             for task, found in resolved.items()
         ],
-        config.resources,
+        config.resources.spread(plan.num_due, cluster["CPU"]),
     )
     sink = ScoreSink(
         DeltaStore(config.tables, storage),

@@ -24,8 +24,8 @@ TEMPLATE = (
     / 112
 )
 
-# Pixels around a point that bicubic interpolation reads.
-_BICUBIC_REACH_PX = 3
+# More than the pixels around a point that bilinear interpolation reads.
+_BORDER_PX = 2
 
 
 def crop_face(image: npt.NDArray[np.uint8], face: Face, policy: FacePolicy) -> npt.NDArray[np.uint8]:
@@ -82,17 +82,17 @@ def _warp(image: npt.NDArray[np.uint8], origin: complex, step: complex, size: in
         image = np.asarray(Image.fromarray(image).reduce(reduce))
         origin, step = origin / reduce, step / reduce
     corners = [origin + step * size * corner for corner in (0, 1, 1j, 1 + 1j)]
-    left = math.floor(min(corner.real for corner in corners)) - _BICUBIC_REACH_PX
-    top = math.floor(min(corner.imag for corner in corners)) - _BICUBIC_REACH_PX
-    right = math.ceil(max(corner.real for corner in corners)) + _BICUBIC_REACH_PX
-    bottom = math.ceil(max(corner.imag for corner in corners)) + _BICUBIC_REACH_PX
+    left = math.floor(min(corner.real for corner in corners)) - _BORDER_PX
+    top = math.floor(min(corner.imag for corner in corners)) - _BORDER_PX
+    right = math.ceil(max(corner.real for corner in corners)) + _BORDER_PX
+    bottom = math.ceil(max(corner.imag for corner in corners)) + _BORDER_PX
     region = Image.fromarray(_region(image, left, top, right, bottom))
     start = origin - complex(left, top)
     warped = region.transform(
         (size, size),
         Image.Transform.AFFINE,
         (step.real, -step.imag, start.real, step.imag, step.real, start.imag),
-        resample=Image.Resampling.BICUBIC,
+        resample=Image.Resampling.BILINEAR,
     )
     return np.asarray(warped)
 

@@ -9,8 +9,9 @@ from PIL import Image
 # Faces are compared at this side, so that sharpness means the same for every crop size.
 _SHARPNESS_SIDE_PX = 96
 
-# Offset of the nose over the distance of the eyes, by tan(yaw). Anatomy would say 0.6; MTCNN marks the nose of turned faces
-# too close to the middle, and with 0.2 "frontal" in FS2K (30° and less, 200 photos and 194 sketches) ends at 30°.
+# Offset of the nose over the distance of the eyes, by tan(yaw). Anatomy would say 0.6, but MTCNN marks a turned nose
+# too close to the middle: with 0.2 the threshold that best tells FS2K's "frontal" (30° and less) from turned is 30°,
+# on 200 photos and 194 sketches.
 _NOSE_OFFSET = 0.2
 
 

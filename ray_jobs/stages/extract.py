@@ -16,6 +16,7 @@ from infra.settings import StorageSettings
 from models.faces.detect import FaceDetector, build_detector
 from models.faces.extract import FaceCrops, extract_faces
 from models.faces.policy import FacePolicy
+from models.video.errors import Corrupt
 from models.video.limits import DecodeLimits
 from models.video.sampling import FramePolicy
 from models.video.sandbox import DecodeSandbox
@@ -71,6 +72,8 @@ class Extractor:
         row: dict[str, Any] = {field.name: None for field in EXTRACT_FIELDS}
         try:
             sampled, stat = self._sandbox.decode(uri, self._config.frame_policy, self._config.limits, etag=etag)
+            if sampled.frames and all(frame.damaged for frame in sampled.frames):
+                raise Corrupt(f"{uri}: all {len(sampled.frames)} wanted frames are damaged")
         except TypedError as error:
             row |= {"reason": error.reason, "retryable": error.retryable, "message": str(error)[:500]}
         else:

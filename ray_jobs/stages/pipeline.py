@@ -1,5 +1,6 @@
 """The way of a video through Ray Data, from a list of videos to rows that arrive at the driver."""
 
+import math
 import warnings
 from collections.abc import Iterator
 
@@ -20,7 +21,14 @@ class Resources(BaseModel):
 
     num_predictors: int = Field(1, ge=1, description="actors that hold the scorers")
     gpus_per_predictor: float = Field(0.0, ge=0, description="GPUs of each; 0 predicts on CPUs")
-    rows_per_block: int = Field(32, ge=1, description="videos per block: the unit of a decode task and of a retry")
+    rows_per_block: int = Field(
+        32, ge=1, description="videos per block: the unit of a decode task, of a retry and of a prediction"
+    )
+
+    def spread(self, num_videos: int, num_cpus: float) -> "Resources":
+        """Smaller blocks for few videos, so that every CPU gets some: at least four blocks a CPU where possible."""
+        fitting = max(1, math.ceil(num_videos / (4 * max(num_cpus, 1))))
+        return self.model_copy(update={"rows_per_block": min(self.rows_per_block, fitting)})
 
 
 def extracted(videos: ray.data.Dataset, config: ExtractConfig, resources: Resources) -> ray.data.Dataset:
@@ -47,7 +55,7 @@ def scored(
         PredictStage,
         fn_constructor_args=(scorers, Storage(config.storage), "cuda" if resources.gpus_per_predictor else "cpu"),
         batch_format="pyarrow",
-        batch_size=32,
+        batch_size=resources.rows_per_block,
         compute=ray.data.ActorPoolStrategy(size=resources.num_predictors),
         num_cpus=1,
         num_gpus=resources.gpus_per_predictor or None,

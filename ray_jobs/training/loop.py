@@ -15,13 +15,14 @@ from mlflow.entities import Metric
 from safetensors.torch import save_file
 from torch import nn
 
-from infra.settings import TrackingSettings
+from infra.settings import StorageSettings, TrackingSettings
+from infra.storage import Storage
 from infra.tracking import tracking_client
 from models.network import Network, build_network
 from models.tasks.base import Task, get_task
 from models.transforms import InputConfig, to_input, to_training_input
 from ray_jobs.training.config import TrainConfig
-from ray_jobs.training.reader import Batch, TrainReader, load_all
+from ray_jobs.training.reader import Batch, TrainReader, read_validation
 
 STATE_FILE = "state.pt"  # what resuming needs: network, optimizer, schedule, epoch
 VALIDATION_FILE = "validation.safetensors"  # logits and targets of the validation split: what calibration needs
@@ -35,6 +36,8 @@ class WorkerConfig:
     tracking: TrackingSettings
     mlflow_run_id: str
     num_train_rows: int
+    validation_parts: list[str]
+    storage: StorageSettings
     crop_bytes: int  # of one decoded crop
 
 
@@ -56,9 +59,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         resident=shard_rows * worker.crop_bytes <= config.resident_bytes,
         seed=config.seed + 1000 * rank,
     )
-    crops, targets = load_all(ray.train.get_dataset_shard("val"))
-    validation = (crops[rank::world], targets[rank::world])
-
+    validation = read_validation(worker.validation_parts, Storage(worker.storage), task, rank=rank, world=world)
     network = build_network(
         config.backbone, task.heads, weights=config.weights, dropout=config.dropout, input_size=config.input_size
     )

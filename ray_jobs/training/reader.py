@@ -1,12 +1,15 @@
 """Crops for training: a Ray Data shard, kept decoded in memory where it fits, else streamed anew each epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.data
 import torch
 
+from infra.storage import Storage
 from models.tasks.base import Task
 from ray_jobs.crops_dataset import decode_crop
 
@@ -17,10 +20,7 @@ def crops_dataset(parts: list[str], filesystem: Any, task: Task) -> ray.data.Dat
     """A split as a dataset of ``crop`` (uint8[S, S, 3]) and ``targets`` (int64[H]); decoded on the cluster's CPUs."""
 
     def decode(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {
-            "crop": np.stack([decode_crop(data) for data in batch["crop"]]),
-            "targets": task.encode_labels({name: batch[name] for name in task.label_columns}),
-        }
+        return _decode(batch, task)
 
     ds = ray.data.read_parquet(parts, filesystem=filesystem, columns=["crop", *task.label_columns])
     return ds.repartition(target_num_rows_per_block=256).map_batches(decode, batch_size=64, num_cpus=0.5)
@@ -40,7 +40,7 @@ class TrainReader:
         self._shard = shard
         self._batch_size = min(batch_size, num_rows)
         self._seed = seed
-        self._rows = load_all(shard) if resident else None
+        self._rows = _load_all(shard) if resident else None
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch; the same for the same seed, where the shard is kept in memory."""
@@ -58,9 +58,31 @@ class TrainReader:
             yield batch["crop"], batch["targets"]
 
 
-def load_all(shard: ray.data.DataIterator | ray.data.Dataset) -> Batch:
-    """All rows of a shard: crops uint8[n, S, S, 3] and targets int64[n, H]."""
+def read_validation(parts: list[str], storage: Storage, task: Task, *, rank: int, world: int) -> Batch:
+    """Rows rank, rank + world, … of the parts, in order.
+
+    Straight from the files: an equal split by Ray Data would drop what does not divide, and metrics are over all rows.
+    """
+    tables = []
+    for uri in parts:
+        filesystem, path = storage.arrow_filesystem(uri)
+        tables.append(pq.read_table(path, filesystem=filesystem, columns=["crop", *task.label_columns]))
+    table = pa.concat_tables(tables, promote_options="permissive")
+    mine = table.take(pa.array(range(rank, table.num_rows, world), type=pa.int64()))
+    decoded = _decode({name: np.asarray(mine[name].to_pylist(), dtype=object) for name in mine.column_names}, task)
+    return torch.from_numpy(decoded["crop"]), torch.from_numpy(decoded["targets"])
+
+
+def _load_all(shard: ray.data.DataIterator) -> Batch:
     batches = list(shard.iter_batches(batch_size=256, batch_format="numpy"))
     crops = np.concatenate([batch["crop"] for batch in batches])
     targets = np.concatenate([batch["targets"] for batch in batches])
     return torch.from_numpy(crops), torch.from_numpy(targets)
+
+
+def _decode(batch: Mapping[str, np.ndarray], task: Task) -> dict[str, np.ndarray]:
+    crops = [decode_crop(data) for data in batch["crop"]]
+    return {
+        "crop": np.stack(crops) if crops else np.empty((0, 1, 1, 3), np.uint8),
+        "targets": task.encode_labels({name: batch[name] for name in task.label_columns}),
+    }

@@ -50,6 +50,10 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
     task = get_task(config.task)
     check_backbone(config.backbone)
     storage = Storage(settings.storage)
+    # Workers run in directories of their own.
+    config = config.model_copy(
+        update={name: storage.absolute(getattr(config, name)) for name in ("dataset", "storage")}
+    )
     dataset = read_manifest(config.dataset, storage)
     _check_dataset(config, task, dataset)
     resources = connect(settings.cluster)
@@ -96,10 +100,7 @@ def _fit(
     filesystem, root = storage.arrow_filesystem(config.storage)
     _refuse_other_config(config, storage)
 
-    def split(name: str) -> ray.data.Dataset:
-        parts = [storage.arrow_filesystem(uri) for uri in part_uris(config.dataset, dataset, name)]
-        return crops_dataset([path for _, path in parts], parts[0][0], task)
-
+    parts = [storage.arrow_filesystem(uri) for uri in part_uris(config.dataset, dataset, "train")]
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={
@@ -108,6 +109,8 @@ def _fit(
                 tracking=tracking,
                 mlflow_run_id=run_id,
                 num_train_rows=dataset.num_crops["train"],
+                validation_parts=part_uris(config.dataset, dataset, "val"),
+                storage=storage.settings,
                 crop_bytes=3 * dataset.face_policy.crop_size**2,
             )
         },
@@ -123,9 +126,7 @@ def _fit(
                 checkpoint_score_order="max" if task.higher_is_better else "min",
             ),
         ),
-        datasets={"train": split("train"), "val": split("val")},
-        # Every worker sees all of the validation split and takes its rows by number: an equal split would drop some.
-        dataset_config=ray.train.DataConfig(datasets_to_split=["train"]),
+        datasets={"train": crops_dataset([path for _, path in parts], parts[0][0], task)},
     )
     return trainer.fit()
 
