@@ -22,6 +22,7 @@ class RunProgress:
         self._title, self._total, self._unit = title, total, unit
         self._start = time.monotonic()
         self._last_line = 0.0
+        self._first: tuple[float, int] | None = None
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -47,12 +48,16 @@ class RunProgress:
     def update(self, done: int, note: str = "") -> None:
         """Show that ``done`` of the total are done."""
         elapsed_s = time.monotonic() - self._start
-        rate = done / elapsed_s if elapsed_s > 0 else 0.0
+        if self._first is None and done:
+            self._first = (elapsed_s, done)
+        # Measured from the first arrival on: starting workers takes a while and says nothing about the rate.
+        since_s, since = self._first or (elapsed_s, done)
+        rate = (done - since) / (elapsed_s - since_s) if elapsed_s > since_s else 0.0
         self._bar.update(self._task, completed=done, rate=f"{rate:.1f} {self._unit}/s", note=note)
         if console.is_terminal or (elapsed_s - self._last_line < LINE_EVERY_S and done < self._total):
             return
         self._last_line = elapsed_s
-        left = f"{(self._total - done) / rate:.0f} s left" if rate else "starting"
+        left = f"{(self._total - done) / rate:.0f} s left" if rate else f"first after {elapsed_s:.0f} s"
         tail = f" · {note}" if note else ""
         console.print(
             f"{self._title} {done}/{self._total} {self._unit} ({done / max(self._total, 1):.0%}) · "

@@ -37,6 +37,7 @@ class PrepareConfig:
     tasks: tuple[str, ...] = ()
     frame_policy: FramePolicy = field(default_factory=FramePolicy)
     face_policy: FacePolicy = field(default_factory=FacePolicy)
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
     resources: Resources = field(default_factory=Resources)
 
 
@@ -54,7 +55,7 @@ def run_prepare(config: PrepareConfig, settings: Settings) -> DatasetManifest:
     extract = ExtractConfig(
         frame_policy=config.frame_policy,
         face_policy=config.face_policy,
-        limits=DecodeLimits(),
+        limits=config.limits,
         storage=settings.storage,
     )
     ds = extracted(ray.data.from_arrow(rows), extract, config.resources.spread(rows.num_rows, cluster["CPU"]))

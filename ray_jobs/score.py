@@ -1,5 +1,6 @@
 """The verb ``score``: its options, and one call."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,9 @@ def score(
     rows_per_block: Annotated[int, typer.Option(min=1, help="Videos per block of work, at most.")] = 32,
     commit_every: Annotated[float, typer.Option(min=0.1, help="Seconds between commits.")] = 30.0,
     commit_rows: Annotated[int, typer.Option(min=1, help="Rows after which to commit earlier.")] = 10_000,
+    limits: Annotated[
+        Path | None, typer.Option(help="YAML with the section limits; frames and faces are the scorer's own.")
+    ] = None,
     num_cpus: options.NumCpus = None,
     config: options.Config = None,
 ) -> None:
@@ -26,6 +30,7 @@ def score(
     from infra.settings import load_settings
     from models.tasks.base import task_names
     from ray_jobs.console import print_plan
+    from ray_jobs.policy_file import read_policies
     from ray_jobs.scoring import ScoreConfig, plan_run, print_result, resolve_scorers, run_score
     from ray_jobs.stages.pipeline import Resources
 
@@ -38,6 +43,7 @@ def score(
         resources=Resources(
             num_predictors=predictors, gpus_per_predictor=gpus_per_predictor, rows_per_block=rows_per_block
         ),
+        limits=read_policies(limits, sections=("limits",)).limits,
         commit_every_s=commit_every,
         commit_every_rows=commit_rows,
     )

@@ -23,7 +23,8 @@ def crops_dataset(parts: list[str], filesystem: Any, task: Task) -> ray.data.Dat
         return _decode(batch, task)
 
     ds = ray.data.read_parquet(parts, filesystem=filesystem, columns=["crop", *task.label_columns])
-    return ds.repartition(target_num_rows_per_block=256).map_batches(decode, batch_size=64, num_cpus=0.5)
+    # No resources of its own, so that Ray fuses it with reading: one stage, and no encoded blocks in between.
+    return ds.map_batches(decode, batch_size=64)
 
 
 class TrainReader:
