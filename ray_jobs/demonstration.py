@@ -1,5 +1,6 @@
 """The demo: the main job end to end on a drawn catalog, in one folder, measured on people the models never saw."""
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -29,7 +30,8 @@ from ray_jobs.training.run import run_train
 
 TASKS = ("attractiveness", "fs2k")
 MARKER = ".facereel-demo"
-FRAME_POLICY = FramePolicy(every=10, limit=6)
+NUM_FRAMES = 36
+FRAME_POLICY = FramePolicy(every=8, limit=5)
 FACE_POLICY = FacePolicy(crop_size=96)
 
 
@@ -46,7 +48,7 @@ def run_demo(folder: Path, *, num_videos: int, seed: int) -> Path:
         cluster={"num_cpus": 4},
     )
     _step(start, f"drawing {num_videos} videos with faces, 6 without, 6 broken ones")
-    drawn = draw_catalog(folder, num_videos, 6, 6, seed)
+    drawn = draw_catalog(folder, num_videos, 6, 6, seed, num_frames=NUM_FRAMES, num_processes=os.cpu_count() or 1)
     _step(start, f"preparing crops from {drawn.num_labelled} labelled videos")
     dataset = str(folder / "crops")
     manifest = run_prepare(

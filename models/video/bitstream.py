@@ -1,12 +1,13 @@
 """What a packet's first bytes say about its picture: can decoding start here, does any other picture need it.
 
-References: H.264 in `models.video.h264`; H.265 = ITU-T H.265 (7.3.1.2, 7.4.2.2); VP9 = VP9 bitstream specification
-(6.2, Annex B); AV1 = AV1 bitstream specification (5.3, 5.9.2).
+H.264 and AV1 have modules of their own. References: H.265 = ITU-T H.265 (7.3.1.2, 7.4.2.2); VP9 = VP9 bitstream
+specification (6.2, Annex B).
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+from models.video.av1 import Av1Reader
 from models.video.h264 import H264Reader
 from models.video.nal import Picture, nal_units
 from models.video.order import OrderUnknown
@@ -39,7 +40,7 @@ def packet_reader(codec: str, extradata: bytes | None) -> PacketReader | None:
     if codec == "vp9":
         return PacketReader(_read_vp9)
     if codec == "av1":
-        return PacketReader(_read_av1)
+        return PacketReader(Av1Reader(header))
     if codec in INTRA_ONLY:
         return PacketReader(lambda data, key: Picture(clean=True, is_leaf=True))
     return None
@@ -72,28 +73,3 @@ def _read_vp9(data: memoryview, key: bool) -> Picture:
     if not (shows_existing or is_shown or is_superframe):
         raise OrderUnknown("VP9 packet without a shown frame")
     return Picture(clean=not shows_existing and not is_inter)
-
-
-def _read_av1(data: memoryview, key: bool) -> Picture:
-    has_sequence_header = False
-    at = 0
-    while key and at < len(data):
-        kind, has_extension, has_size = data[at] >> 3 & 15, data[at] >> 2 & 1, data[at] >> 1 & 1
-        at += 1 + has_extension
-        size = len(data) - at
-        if has_size:
-            size = shift = 0
-            while at < len(data):
-                byte = data[at]
-                size |= (byte & 127) << shift
-                shift += 7
-                at += 1
-                if byte < 128:
-                    break
-        if kind == 1:
-            has_sequence_header = True
-        elif kind in (3, 6) and at < len(data):
-            # show_existing_frame = 0, frame_type = KEY_FRAME, show_frame = 1
-            return Picture(clean=has_sequence_header and data[at] & 0b1111_0000 == 0b0001_0000)
-        at += size
-    return Picture(clean=False)

@@ -68,7 +68,6 @@ def _answer(storage: Storage, request: dict[str, Any]) -> tuple[Answer, list[mem
         height=sampled.height,
         duration_s=sampled.duration_s,
         codec=sampled.codec,
-        uri=stat.uri,
         size_bytes=stat.size_bytes,
         etag=stat.etag,
     )

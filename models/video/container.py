@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO
 
 import av
 import av.logging
@@ -45,23 +45,13 @@ BENIGN = "mmco: unref"
 ENDS_EARLY = ("File ended prematurely", "partial file", "moov atom not found")
 
 
-class BinarySource(Protocol):
-    """A seekable binary file object; a storage reader or an open file."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Up to ``size`` bytes; empty at the end."""
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Move to a position and return it."""
-
-
 class _GuardedSource:
     """The source as FFmpeg sees it: without a name to guess a format from, and remembering what it raised.
 
     FFmpeg takes a failed read for the end of the file, now or later; `check` tells the two apart.
     """
 
-    def __init__(self, source: BinarySource) -> None:
+    def __init__(self, source: BinaryIO) -> None:
         self._source = source
         self._error: BaseException | None = None
 
@@ -166,7 +156,7 @@ def raise_if_memory(error: BaseException, name: str) -> None:
 
 
 @contextmanager
-def open_video(source: BinarySource, limits: DecodeLimits, clock: CpuClock, name: str) -> Iterator[OpenVideo]:
+def open_video(source: BinaryIO, limits: DecodeLimits, clock: CpuClock, name: str) -> Iterator[OpenVideo]:
     """Open the video that ``source`` holds, from its start, and close it afterwards.
 
     Raises:
@@ -219,7 +209,7 @@ def open_video(source: BinarySource, limits: DecodeLimits, clock: CpuClock, name
             yield video
 
 
-def check_bytes(source: BinarySource, limits: DecodeLimits, name: str) -> None:
+def check_bytes(source: BinaryIO, limits: DecodeLimits, name: str) -> None:
     """Raise `NotMedia` for an empty file and `TooLarge` for one beyond the limit."""
     size_bytes = source.seek(0, io.SEEK_END)
     if size_bytes == 0:
@@ -228,7 +218,7 @@ def check_bytes(source: BinarySource, limits: DecodeLimits, name: str) -> None:
         raise TooLarge(f"{name}: {size_bytes} bytes, more than max_file_bytes={limits.max_file_bytes}")
 
 
-def _choose_stream(container: InputContainer, source: BinarySource, name: str) -> VideoStream:
+def _choose_stream(container: InputContainer, source: BinaryIO, name: str) -> VideoStream:
     """The video stream with the largest pictures; cover art and thumbnails are none."""
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
@@ -280,7 +270,7 @@ def _decoder_max_pixels(limits: DecodeLimits) -> str:
     return str(limits.max_pixels + limits.max_pixels // 8 + (1 << 16))
 
 
-def _open_error(source: BinarySource, logs: list[Any], limits: DecodeLimits, name: str) -> VideoError:
+def _open_error(source: BinaryIO, logs: list[Any], limits: DecodeLimits, name: str) -> VideoError:
     """What FFmpeg's refusal to open means: it says "invalid data" for text and for half a video alike."""
     messages = [message for _, _, message in logs]
     if any(PICTURE_TOO_BIG in message for message in messages):
@@ -297,7 +287,7 @@ def _open_error(source: BinarySource, logs: list[Any], limits: DecodeLimits, nam
     return NotMedia(f"{name}: no video or image that is read here")
 
 
-def _ends_inside_a_box(source: BinarySource) -> bool:
+def _ends_inside_a_box(source: BinaryIO) -> bool:
     """Does a top-level box of this MP4 file say that it is longer than the file (ISO/IEC 14496-12, 4.2)?"""
     num_bytes = source.seek(0, io.SEEK_END)
     at = 0

@@ -1,8 +1,9 @@
 """Exactly the wanted frames of a video or image: the one door to decoding."""
 
 from collections.abc import Sequence
+from typing import BinaryIO
 
-from models.video.container import BinarySource, OpenVideo, check_bytes, open_video
+from models.video.container import OpenVideo, check_bytes, open_video
 from models.video.errors import Corrupt, Truncated
 from models.video.frames import Frame, SampledFrames
 from models.video.keyframes import decode_keyframes
@@ -15,7 +16,7 @@ from models.video.sequential import decode_all, find_targets
 from models.video.stills import decode_still, is_still
 
 
-def decode_frames(source: BinarySource, policy: FramePolicy, limits: DecodeLimits, *, name: str) -> SampledFrames:
+def decode_frames(source: BinaryIO, policy: FramePolicy, limits: DecodeLimits, *, name: str) -> SampledFrames:
     """Decode the frames that the policy wants.
 
     Frame ``k`` is the k-th picture that a full decode yields. A wanted frame beyond the end of a healthy video is
@@ -52,7 +53,7 @@ def decode_frames(source: BinarySource, policy: FramePolicy, limits: DecodeLimit
 
 
 def _targets(
-    source: BinarySource, wanted: Sequence[int], limits: DecodeLimits, clock: CpuClock, name: str
+    source: BinaryIO, wanted: Sequence[int], limits: DecodeLimits, clock: CpuClock, name: str
 ) -> tuple[dict[int, int], int] | None:
     with open_video(source, limits, clock, name) as video:
         try:

@@ -39,10 +39,9 @@ class Bits:
 
     def ue(self) -> int:
         """An unsigned Exp-Golomb code (H.264 9.1)."""
-        num_zeros = 0
-        while not self.u(1):
-            num_zeros += 1
-        return (1 << num_zeros) - 1 + self.u(num_zeros)
+        rest = self._value & (1 << self._left) - 1
+        num_zeros = self._left - rest.bit_length()
+        return self.u(2 * num_zeros + 1) - 1
 
     def se(self) -> int:
         """A signed Exp-Golomb code (H.264 9.1.1)."""

@@ -55,7 +55,9 @@ def decode_all(
         """Develop the wanted ones of these pictures; True once none is left to come."""
         nonlocal count
         for picture in pictures:
-            index = count if targets is None else targets.get(-1 if picture.pts is None else picture.pts, -1)
+            index = count
+            if targets is not None:
+                index = -1 if picture.pts is None else targets.get(picture.pts, -1)
             count += 1
             is_damaged = damage.of(picture)
             if index in numbers and index not in frames:

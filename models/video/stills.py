@@ -1,12 +1,12 @@
 """Still images through the same door as videos: one upright frame."""
 
-import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from models.video.container import BinarySource, check_pixels
-from models.video.errors import Corrupt, OutOfMemory, TooManyPixels, Truncated, VideoError
+from infra.errors import TypedError
+from models.video.container import check_pixels
+from models.video.errors import Corrupt, OutOfMemory, TooManyPixels, Truncated
 from models.video.frames import Frame, SampledFrames
 from models.video.limits import DecodeLimits
 from models.video.sampling import FramePolicy, scaled_size
@@ -18,33 +18,34 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 CODECS = {"JPEG": "mjpeg", "MPO": "mjpeg", "PNG": "png", "WEBP": "webp"}
 
 
-def is_still(source: BinarySource) -> bool:
+def is_still(source: BinaryIO) -> bool:
     """Do the first bytes say JPEG, PNG or WebP? The name is not looked at."""
     source.seek(0)
     head = source.read(16)
     return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-def decode_still(source: BinarySource, policy: FramePolicy, limits: DecodeLimits, name: str) -> SampledFrames:
+def decode_still(source: BinaryIO, policy: FramePolicy, limits: DecodeLimits, name: str) -> SampledFrames:
     """The image as a video of one frame: EXIF orientation applied, alpha dropped, scaled as the policy says.
 
     Raises:
+        TypedError: whatever the source raised.
         TooManyPixels: more pixels than the limit, told before they are allocated.
         Truncated: the file ends inside the image.
         Corrupt: the image cannot be decoded.
     """
     from PIL import Image, ImageOps  # a tenth of a second that processes which see only videos do not pay
 
-    source.seek(0)
-    data = source.read()
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.verify()  # checksums, where the format has any; the image has to be opened again
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        source.seek(0)
+        with Image.open(source, formats=FORMATS) as image:
             check_pixels(image.width, image.height, limits, name)
+            image.verify()  # checksums, where the format has any; the image has to be opened again
+        source.seek(0)
+        with Image.open(source, formats=FORMATS) as image:
             codec = CODECS[image.format or ""]
             upright = _as_rgb(ImageOps.exif_transpose(image))
-    except VideoError:
+    except TypedError:
         raise
     except MemoryError as error:
         raise OutOfMemory(f"{name}: not enough memory to decode") from error

@@ -1,9 +1,12 @@
 """A whole catalog of drawn videos with its labels: what the demo and the tests of the pipeline work on."""
 
 import csv
+import multiprocessing
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -40,6 +43,7 @@ def draw_catalog(
     *,
     num_frames: int = 60,
     labelled_part: float = 0.75,
+    num_processes: int = 1,
 ) -> DrawnCatalog:
     """Writes ``videos/*.mp4``, ``catalog.csv``, ``labels.csv`` and ``truth.csv``: the same for the same arguments.
 
@@ -54,9 +58,11 @@ def draw_catalog(
         seed: everything drawn by lot follows from it.
         num_frames: length of each video, frames at 25 a second.
         labelled_part: part of the creators whose videos stand in ``labels.csv``; the minor's never does.
+        num_processes: processes that draw; their number changes no file.
     """
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
+    to_draw: list[Callable[[], object]] = []
     truth: list[dict[str, object]] = []
     labels: list[dict[str, object]] = []
     num_creators = -(-(num_videos - 1) // _VIDEOS_PER_CREATOR)
@@ -68,14 +74,15 @@ def draw_catalog(
         rng = _rng(seed, "face", number)
         shown = people[creator].another_moment(rng)
         row = _row("face", number, creator, age=_AGE_OF_MINOR if minor else 18 + (7 * creator) % 45)
-        draw_video(folder / str(row["uri"]), shown, rng, num_frames=num_frames)
+        to_draw.append(partial(draw_video, folder / str(row["uri"]), shown, rng, num_frames=num_frames))
         rows.append(row)
         truth.append(row | {name: _plain(getattr(shown, name)) for name in _LABELS})
         if creator < num_labelled_creators:
             labels.append(truth[-1])
     for number in range(num_no_face):
         row = _row("scenery", number, num_creators + 1 + number)
-        draw_scenery_video(folder / str(row["uri"]), _rng(seed, "scenery", number), num_frames=num_frames)
+        rng = _rng(seed, "scenery", number)
+        to_draw.append(partial(draw_scenery_video, folder / str(row["uri"]), rng, num_frames=num_frames))
         rows.append(row)
     for number in range(num_broken):
         kind, write = _BROKEN[number % len(_BROKEN)]
@@ -83,8 +90,9 @@ def draw_catalog(
         rng = _rng(seed, "broken", number)
         path = folder / str(row["uri"])
         path.unlink(missing_ok=True)
-        write(path, rng)
+        to_draw.append(partial(write, path, rng))
         rows.append(row)
+    _run_all(to_draw, num_processes)
     order = np.random.default_rng(seed).permutation(len(rows))
     _write_csv(folder / "catalog.csv", ("video_id", "uri", "creator_id", "age"), [rows[i] for i in order])
     _write_csv(folder / "labels.csv", ("video_id", "uri", "creator_id", *_LABELS), labels)
@@ -99,6 +107,17 @@ def draw_catalog(
         num_minor=1,
         num_labelled=len(labels),
     )
+
+
+def _run_all(calls: list[Callable[[], object]], num_processes: int) -> None:
+    if num_processes == 1:
+        for call in calls:
+            call()
+        return
+    # Spawned, not forked: the caller may have threads, Ray's or MLflow's, whose locks a fork would copy.
+    with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for drawn in [pool.submit(call) for call in calls]:
+            drawn.result()
 
 
 def _rng(seed: int, kind: str, number: int) -> np.random.Generator:

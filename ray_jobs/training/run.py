@@ -215,6 +215,9 @@ def print_result(result: TrainResult) -> None:
     table.add_column("metric")
     table.add_column("scorer", justify="right")
     table.add_column("trivial baseline", justify="right")
+    heads = [head.name for head in manifest.heads] if len(manifest.heads) > 1 else []
     for name, value in manifest.metrics.items():
-        table.add_row(name, f"{value:.4f}", f"{manifest.baseline_metrics[name]:.4f}")
+        # With many heads the means are shown; each head's figures are in MLflow and in the model card.
+        if not name.endswith(tuple(f"_{head}" for head in heads)) or name.startswith("f1_macro_"):
+            table.add_row(name, f"{value:.4f}", f"{manifest.baseline_metrics[name]:.4f}")
     console.print(table)

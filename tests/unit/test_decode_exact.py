@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.video import decode
+from models.video import decode, selective
 from models.video.decode import decode_frames
 from models.video.frames import SampledFrames
 from models.video.limits import DecodeLimits
@@ -65,6 +65,27 @@ def test_which_videos_are_decoded_selectively(name, monkeypatch):
     monkeypatch.setattr(decode, "decode_all", lambda *args: counted.append(name) or decode_all(*args))
     decoded(file_of(name), 0, 10, 30)
     assert bool(counted) == (name in COUNTED)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("h264_no_b", 5),
+        ("h264_b", 10),
+        ("h264_open_gop", 14),
+        ("h264_ts", 10),
+        ("hevc", 14),
+        ("hevc_layers", 12),
+        ("av1", 22),
+    ],
+)
+def test_little_more_than_the_wanted_frame_is_decoded(name, most, monkeypatch):
+    """For frame 52, GOPs of 12, 40, 30 and 40 frames: neither the GOPs before, nor pictures that no other refers to."""
+    fed = []
+    feed = selective._decode
+    monkeypatch.setattr(selective, "_decode", lambda *args: fed.append(args[1]) or feed(*args))
+    assert len(decoded(file_of(name), 52).frames) == 1
+    assert 1 <= sum(packet is not None for packet in fed) <= most
 
 
 def test_the_corpus_shows_distinct_numbered_pictures():
