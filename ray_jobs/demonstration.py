@@ -120,9 +120,9 @@ def _train_config(task: str, dataset: str, folder: Path, seed: int) -> TrainConf
         storage=str(folder / "train"),
         backbone="resnet18",
         input_size=64,
-        epochs=10,
-        batch_size=32,
-        learning_rate=2e-3,
+        epochs=12,
+        batch_size=16,  # of each of two workers
+        learning_rate=1e-3,
         num_workers=2,
         seed=seed,
     )

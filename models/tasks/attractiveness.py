@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
+import torch.nn.functional as F
 from scipy.stats import spearmanr
 from typing_extensions import override
 
@@ -13,6 +15,8 @@ from infra.errors import UserError
 from models.tasks.base import MISSING, Head, Probabilities, Targets, Task
 
 LOWEST, HIGHEST = 60, 99
+# Spread of the label distribution, in points. On the drawn faces 3 gave a validation MAE of 4.0, and 2 one of 4.1.
+LABEL_STD = 3.0
 SCORES = np.arange(LOWEST, HIGHEST + 1)
 
 Scores = npt.NDArray[np.float64]
@@ -61,6 +65,22 @@ class Attractiveness(Task):
     heads = (Head(name="score", classes=tuple(SCORES.tolist())),)
     best_metric = "mae"
     higher_is_better = False
+
+    @override
+    def loss(self, logits: Mapping[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        """Label distribution plus expectation: near misses cost little, so every image teaches its neighbours too.
+
+        Gao, Zhou, Wu, Geng, "Age Estimation Using Expectation of Label Distribution Learning", 2018, eq. 2 and 4: the
+        cross-entropy with a Gaussian around the label, plus the absolute error of the expectation, in points.
+        """
+        known = targets[:, 0] != MISSING
+        scores = torch.arange(LOWEST, HIGHEST + 1, device=targets.device, dtype=torch.float32)
+        truth = (targets[:, 0].clamp(min=0) + LOWEST).float()
+        gaussian = torch.softmax(-0.5 * ((scores - truth[:, None]) / LABEL_STD) ** 2, dim=1)
+        log_p = F.log_softmax(logits["score"].float(), dim=1)
+        error = (log_p.exp() @ scores - truth).abs()
+        per_row = -(gaussian * log_p).sum(dim=1) + error
+        return (per_row * known).sum() / known.sum().clamp(min=1)
 
     @override
     def columns(

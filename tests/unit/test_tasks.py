@@ -426,3 +426,25 @@ def test_a_third_task_is_one_new_file(tmp_path, monkeypatch):
         sys.modules.pop("models.tasks.toy", None)
         if hasattr(models.tasks, "toy"):
             del models.tasks.toy
+
+
+def test_attractiveness_loss_is_the_formula_over_known_rows():
+    task = get_task("attractiveness")
+    logits = torch.randn(4, 40, generator=torch.Generator().manual_seed(3))
+    targets = torch.tensor([[0], [39], [MISSING], [17]])
+    rows = []
+    for row in (0, 1, 3):
+        label = targets[row, 0].item()
+        weights = [math.exp(-0.5 * ((k - label) / 3.0) ** 2) for k in range(40)]
+        log_p = torch.log_softmax(logits[row], 0)
+        cross_entropy = -sum(w / sum(weights) * log_p[k].item() for k, w in enumerate(weights))
+        expected_score = sum(math.exp(log_p[k].item()) * (60 + k) for k in range(40))
+        rows.append(cross_entropy + abs(expected_score - (60 + label)))
+    assert task.loss({"score": logits}, targets).item() == pytest.approx(sum(rows) / 3, rel=1e-5)
+
+
+def test_attractiveness_loss_forgives_a_near_miss_more_than_a_far_one():
+    task = get_task("attractiveness")
+    targets = torch.tensor([[20]])
+    losses = [task.loss({"score": 8.0 * torch.eye(40)[[k]]}, targets).item() for k in (20, 21, 25, 39)]
+    assert losses == sorted(losses)
