@@ -1,9 +1,11 @@
-"""Options of a training run."""
+"""Options of a training run, and what the driver hands to its workers."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from infra.settings import StorageSettings, TrackingSettings
 from models.transforms import AugmentConfig
 
 
@@ -35,3 +37,16 @@ class TrainConfig(BaseModel):
     )
     max_failures: int = Field(3, ge=0, description="Worker failures after which the run gives up.")
     seed: int = Field(0, description="Seed of weights, order and augmentation.")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """What the driver hands to every worker."""
+
+    train: TrainConfig
+    tracking: TrackingSettings
+    mlflow_run_id: str
+    num_train_rows: int
+    validation_parts: list[str]
+    storage: StorageSettings
+    crop_bytes: int  # of one decoded crop

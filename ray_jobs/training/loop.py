@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +10,22 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from mlflow.entities import Metric
 from safetensors.torch import save_file
 from torch import nn
 
-from infra.settings import StorageSettings, TrackingSettings
 from infra.storage import Storage
-from infra.tracking import tracking_client
 from models.network import Network, build_network
 from models.tasks.base import Task, get_task
 from models.transforms import InputConfig, to_input, to_training_input
-from ray_jobs.training.config import TrainConfig
+from ray_jobs.training.config import TrainConfig, WorkerConfig
 from ray_jobs.training.reader import Batch, TrainReader, read_validation
 
 STATE_FILE = "state.pt"  # what resuming needs: network, optimizer, schedule, epoch
 VALIDATION_FILE = "validation.safetensors"  # logits and targets of the validation split: what calibration needs
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerConfig:
-    """What the driver hands to every worker."""
-
-    train: TrainConfig
-    tracking: TrackingSettings
-    mlflow_run_id: str
-    num_train_rows: int
-    validation_parts: list[str]
-    storage: StorageSettings
-    crop_bytes: int  # of one decoded crop
-
-
-def train_worker(settings: dict[str, Any]) -> None:
+def train(worker: WorkerConfig) -> None:
     """Train on this worker's shard; rank 0 saves checkpoints and logs to MLflow."""
-    worker: WorkerConfig = settings["worker"]
     config = worker.train
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -65,7 +47,9 @@ def train_worker(settings: dict[str, Any]) -> None:
     )
     network = network.to(device).to(memory_format=torch.channels_last)
     model = ray.train.torch.prepare_model(network)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=config.learning_rate, total_steps=config.epochs * reader.steps_per_epoch, pct_start=0.2
     )
@@ -187,6 +171,11 @@ def _save(
 
 
 def _log(worker: WorkerConfig, metrics: dict[str, Any], epoch: int) -> None:
+    # Only rank 0 pays for importing MLflow.
+    from mlflow.entities import Metric
+
+    from infra.tracking import tracking_client
+
     now_ms = int(time.time() * 1000)
     values = [Metric(name, float(value), now_ms, epoch) for name, value in metrics.items() if np.isfinite(value)]
     tracking_client(worker.tracking).log_batch(worker.mlflow_run_id, metrics=values)

@@ -26,9 +26,10 @@ from models.transforms import InputConfig
 from ray_jobs.cluster import connect
 from ray_jobs.console import console
 from ray_jobs.crops_dataset import DatasetManifest, part_uris, read_manifest, read_targets
-from ray_jobs.training.config import TrainConfig
-from ray_jobs.training.loop import STATE_FILE, VALIDATION_FILE, WorkerConfig, train_worker
+from ray_jobs.training.config import TrainConfig, WorkerConfig
+from ray_jobs.training.loop import STATE_FILE, VALIDATION_FILE
 from ray_jobs.training.reader import crops_dataset
+from ray_jobs.training.worker import train_worker
 
 
 @dataclass(frozen=True, slots=True)
