@@ -19,7 +19,7 @@ setup: .venv/.done  ## build .venv from the locks (done by every other target wh
 	@command -v uv >/dev/null || $(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet --user uv \
 	  || $(PYTHON) -m pip install --quiet --user --break-system-packages uv
 	@test -x $(PY) || $(UV) venv --quiet --python $(PYTHON) .venv
-	$(UV) pip sync --quiet --require-hashes --python $(PY) requirements.lock requirements-dev.lock
+	$(UV) pip sync --quiet --compile-bytecode --require-hashes --python $(PY) requirements.lock requirements-dev.lock
 	@touch $@
 
 .PHONY: demo
@@ -48,7 +48,7 @@ types: setup  ## mypy, strict for models/ and infra/
 	$(PY) -m mypy
 
 .PHONY: bench
-bench: setup .venv-bench/.done  ## the measured claims: decoding side by side with other libraries
+bench: .venv-bench/.done  ## the measured claims: decoding side by side with other libraries
 	.venv-bench/bin/python -m benchmarks.decode $(ARGS)
 
 .venv-bench/.done: requirements.lock requirements-bench.lock

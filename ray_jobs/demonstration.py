@@ -29,10 +29,10 @@ from ray_jobs.training.run import print_result as print_training
 from ray_jobs.training.run import run_train
 
 TASKS = ("attractiveness", "fs2k")
-EPOCHS = {"attractiveness": 12, "fs2k": 9}
+EPOCHS = {"attractiveness": 13, "fs2k": 7}
 MARKER = ".facereel-demo"
-NUM_FRAMES = 36
-FRAME_POLICY = FramePolicy(every=9, limit=4)
+NUM_FRAMES = 30
+FRAME_POLICY = FramePolicy(every=12, limit=3)
 FACE_POLICY = FacePolicy(crop_size=96)
 
 
