@@ -30,6 +30,7 @@ from ray_jobs.reports.samples import Sample, take_picture
 from ray_jobs.reports.scores import Section, build_report, current_scorers
 from ray_jobs.score_table import QUARANTINE, score_table
 from ray_jobs.stages.extract import ExtractConfig, policy_digest
+from ray_jobs.stages.predict import ShippedScorer
 from tests.unit.scorers import small_scorer
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -493,6 +494,7 @@ def test_the_verb_writes_a_page_with_what_the_scorer_says_of_itself(
 ) -> None:
     scorer = small_scorer(tmp_path / "scorer", "fs2k")
     manifest = scorer.manifest
+    ShippedScorer.ship(tmp_path / "scorer", "fs2k", scorer.digest, tables.root, Storage())
     tables.add(
         "fs2k",
         score_row(

@@ -46,7 +46,7 @@ def moto_place(moto_endpoint):
     )
     client.create_bucket(Bucket="bucket")
     storage = Storage(s3_settings(moto_endpoint))
-    yield Place(storage, "s3://bucket/root", storage.put)
+    yield Place(storage, "s3://bucket/folder", storage.put)
     requests.post(f"{moto_endpoint}/moto-api/reset", timeout=10)
 
 
@@ -220,9 +220,9 @@ def test_empty_bucket_lists_nothing(moto_place):
 
 def test_folder_markers_are_no_objects(moto_place):
     storage = moto_place.storage
-    storage.put("s3://bucket/root/", b"")
-    storage.put("s3://bucket/root/a.mp4", b"a")
-    assert [stat.uri for stat in storage.list_prefix("s3://bucket/root")] == ["s3://bucket/root/a.mp4"]
+    storage.put("s3://bucket/folder/", b"")
+    storage.put("s3://bucket/folder/a.mp4", b"a")
+    assert [stat.uri for stat in storage.list_prefix("s3://bucket/folder")] == ["s3://bucket/folder/a.mp4"]
 
 
 def test_wrong_credentials_are_denied(moto_place, moto_endpoint):
