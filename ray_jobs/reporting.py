@@ -30,15 +30,17 @@ def write_report(
     storage = Storage(settings.storage)
     manifests = _manifests(tables, settings, tasks)
     newest = next(iter(manifests.values()), None)
-    extract = newest and ExtractConfig(
-        frame_policy=newest.frame_policy, face_policy=newest.face_policy, storage=settings.storage
-    )
+    extract = None
+    if newest is not None and with_pictures:
+        extract = ExtractConfig(
+            frame_policy=newest.frame_policy, face_policy=newest.face_policy, storage=settings.storage
+        )
     html = build_report(
         tables,
         settings,
         tasks=tasks,
         manifests=manifests,
-        extract=extract if with_pictures else None,
+        extract=extract,
         num_samples=num_samples,
         sections=sections,
         title=title,
