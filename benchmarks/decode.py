@@ -35,7 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHORT_SIDE = 256
 WANTED = FramePolicy().wanted()
 SAME = "ffmpeg, same pictures"
-console = Console()
+# Wide enough for the table where there is no terminal to ask.
+console = Console(width=None if sys.stdout.isatty() else 180)
 
 
 class Rival:
