@@ -44,6 +44,7 @@ COLUMN_TYPES = {
     "age": pa.float64(),
 }
 REQUIRED = ("video_id", "uri")
+ADULT_AGE = 18  # years; younger people are left out of scoring and of training
 
 
 def open_catalog(uri: str, storage: Storage, connection: duckdb.DuckDBPyConnection) -> None:

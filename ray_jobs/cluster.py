@@ -13,6 +13,7 @@ NO_PROGRESS_TIMEOUT_S = 600.0
 _LOCAL_ENVIRONMENT = {
     # Loopback only: without it the local cluster listens on the host's outward address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Workers without a GPU keep seeing the ones there are, as Ray will have it by default.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Ray's C++ side writes to the terminal what is meant for its log files. Errors of tasks still arrive as exceptions.
     "RAY_BACKEND_LOG_LEVEL": "fatal",

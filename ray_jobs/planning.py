@@ -8,10 +8,9 @@ import pyarrow as pa
 from infra.settings import Settings
 from infra.storage import Storage
 from infra.tables import DeltaStore
-from ray_jobs.catalog import open_catalog
+from ray_jobs.catalog import ADULT_AGE, open_catalog
 from ray_jobs.score_table import QUARANTINE, score_table
 
-ADULT_AGE = 18
 # The states of a (video, task), in the order in which they are decided and shown. Those in DUE are scored.
 STATES = ("new", "stale_content", "stale_policy", "stale_scorer", "retry", "done", "quarantined", "minor", "opted_out")
 DUE = frozenset({"new", "stale_content", "stale_policy", "stale_scorer", "retry"})

@@ -12,12 +12,11 @@ from infra.errors import UserError
 from infra.storage import Storage, is_s3, join
 from models.tasks.base import get_task, task_names
 from models.tasks.fs2k import from_official
-from ray_jobs.catalog import COLUMN_TYPES, read_table
+from ray_jobs.catalog import ADULT_AGE, COLUMN_TYPES, read_table
 
 Modality = Literal["photo", "sketch"]
 # photo1/image0110 is drawn in sketch1/sketch0110. Extensions in the wild: .jpg, .JPG, .png; some .jpg hold a PNG.
 _FS2K_SUFFIXES = (".jpg", ".JPG", ".jpeg", ".png", ".PNG")
-ADULT_AGE = 18
 
 
 def is_validation(group: str, one_in: int = 6) -> bool:
