@@ -10,6 +10,7 @@ number, so that wrong frames are counted. Needs requirements-bench.lock.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -23,6 +24,7 @@ import av
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import decode_catalog
 from benchmarks.decode_catalog import CATALOG, Video, make
 from benchmarks.decode_memory import print_memory
 from benchmarks.decode_rivals import MODULES, RIVALS, cpu_s, run_ffmpeg
@@ -233,7 +235,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="four small videos, two rounds")
     parser.add_argument("--memory", action="store_true", help="memory instead of time")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds, of which the best counts")
-    default = Path(tempfile.gettempdir()) / "facereel-decode-catalog"
+    recipe = hashlib.sha256(Path(decode_catalog.__file__).read_bytes()).hexdigest()[:8]
+    default = Path(tempfile.gettempdir()) / f"facereel-decode-catalog-{recipe}"
     parser.add_argument("--folder", type=Path, default=default, help="where the catalog is kept")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
