@@ -1,4 +1,4 @@
-"""The two kinds of error that users meet: a mistake of theirs, and a failure with a typed reason."""
+"""The kinds of error that users meet: a mistake of theirs, a failure with a typed reason, a run that ended early."""
 
 from typing import ClassVar
 
@@ -18,3 +18,14 @@ class TypedError(Exception):
 
     reason: ClassVar[str]
     retryable: ClassVar[bool] = False
+
+
+class RunStopped(Exception):
+    """A run that ended before its work was done, by a rule or a signal: nothing is broken, the rest is still due.
+
+    Commands print the message and exit with ``exit_code``: 3 for a rule, 128 + n for signal n.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

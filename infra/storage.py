@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.settings import StorageSettings
@@ -110,6 +111,10 @@ class Storage:
     def put(self, uri: str, data: bytes) -> ObjectStat:
         """Write the object, replacing one that is there; readers see the old or the new one, whole."""
         return self._backend(uri).put(uri, data, if_absent=False)
+
+    def put_file(self, uri: str, path: Path) -> ObjectStat:
+        """Write the object from a local file of any size, as `put` does."""
+        return self._backend(uri).put_file(uri, path)
 
     def put_if_absent(self, uri: str, data: bytes) -> ObjectStat:
         """Write the object, or raise `AlreadyExists`; of several writers one succeeds, if the server keeps its word.

@@ -1,13 +1,16 @@
 """Storage on the local disk: files seen as objects, written atomically, with size and mtime as etag."""
 
 import errno
+import io
 import os
+import shutil
 import stat as stat_module
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote, unquote, urlsplit
 
 from infra.storage_base import (
@@ -24,6 +27,7 @@ from infra.storage_base import (
 from infra.storage_reader import SeekableReader
 
 FILE_SCHEME = "file://"
+COPY_BYTES = 1 << 20
 TEMP_PREFIX = ".facereel-tmp-"
 
 # EEXIST: a file where a folder of the path should be (put-if-absent tells its own case apart before).
@@ -96,13 +100,21 @@ class LocalBackend:
 
     def put(self, uri: str, data: bytes, *, if_absent: bool) -> ObjectStat:
         """Write the file whole or not at all, its folders included."""
+        return self._put(uri, io.BytesIO(data), if_absent=if_absent)
+
+    def put_file(self, uri: str, source: Path) -> ObjectStat:
+        """Copy a file, whole or not at all."""
+        with _typed_errors(str(source)), source.open("rb") as file:
+            return self._put(uri, file, if_absent=False)
+
+    def _put(self, uri: str, data: BinaryIO, *, if_absent: bool) -> ObjectStat:
         path = local_path(uri)
         temp = path.parent / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
         with _typed_errors(uri):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with temp.open("xb") as file:
-                    file.write(data)
+                    shutil.copyfileobj(data, file, COPY_BYTES)
                     file.flush()
                     os.fsync(file.fileno())
                     stat = _describe(uri, os.fstat(file.fileno()))

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
+from boto3.exceptions import S3UploadFailedError
 from botocore import exceptions as boto_errors
 from botocore.config import Config
 from pydantic import SecretStr
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
-BOTO_ERRORS = (boto_errors.BotoCoreError, boto_errors.ClientError, OSError)
+BOTO_ERRORS = (boto_errors.BotoCoreError, boto_errors.ClientError, S3UploadFailedError, OSError)
 TIMEOUTS = (boto_errors.ConnectTimeoutError, boto_errors.ReadTimeoutError, TimeoutError)
 NO_ACCESS = (
     boto_errors.NoCredentialsError,
@@ -179,6 +181,13 @@ class S3Backend:
         except ObjectChanged as error:
             raise AlreadyExists(f"{uri} (at {self.endpoint}): exists already") from error
         return self._object_stat(uri, answer, len(data))
+
+    def put_file(self, uri: str, source: Path) -> ObjectStat:
+        """Write the object from a file, in parts where it is large."""
+        name = _object_name(uri)
+        with self._typed_errors(uri):
+            self._client.upload_file(str(source), name["Bucket"], name["Key"])
+        return self.stat(uri)
 
     def delete(self, uri: str) -> None:
         """Remove the object; none there is no error."""

@@ -110,6 +110,11 @@ class Predictor:
             for index, (crops, end) in enumerate(zip(crops_per_video, ends.tolist(), strict=True))
         ]
 
+    def warm_up(self) -> None:
+        """Predict a black crop, so that the first real ones do not wait for the device's libraries."""
+        size = self.scorer.manifest.face_policy.crop_size
+        self.predict([np.zeros((1, size, size, 3), dtype=np.uint8)])
+
     def _check(self, crops: Crops) -> None:
         size = self.scorer.manifest.face_policy.crop_size
         if crops.dtype != np.uint8 or crops.shape[1:] != (size, size, 3):

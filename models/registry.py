@@ -99,11 +99,7 @@ def resolve(client: MlflowClient, reference: str, *, task: str) -> ResolvedScore
         directory, version, digest = Path(reference), str(Path(reference).resolve()), None
     else:
         found = _find_version(client, reference, task)
-        digest = found.tags.get("digest")
-        if digest is None:
-            raise UserError(
-                f"{reference}: version {found.version} carries no digest tag, so it was not registered by facereel"
-            )
+        digest = _digest_tag(found, reference)
         directory = Path(tempfile.mkdtemp(prefix="facereel-scorer-"))
         mlflow.artifacts.download_artifacts(
             artifact_uri=found.source, dst_path=str(directory), tracking_uri=client.tracking_uri
@@ -114,6 +110,24 @@ def resolve(client: MlflowClient, reference: str, *, task: str) -> ResolvedScore
     if scorer.manifest.task != task:
         raise UserError(f"{reference} answers the task {scorer.manifest.task!r}, not {task!r}")
     return ResolvedScorer(reference=reference, version=version, directory=directory, scorer=scorer)
+
+
+def find_digest(client: MlflowClient, reference: str, *, task: str) -> str:
+    """The digest of the registered scorer that ``reference`` names, without loading it.
+
+    Raises:
+        UserError: No such version or alias, or it was not registered by facereel.
+    """
+    return _digest_tag(_find_version(client, reference, task), reference)
+
+
+def _digest_tag(found: ModelVersion, reference: str) -> str:
+    digest: str | None = found.tags.get("digest")
+    if digest is None:
+        raise UserError(
+            f"{reference}: version {found.version} carries no digest tag, so it was not registered by facereel"
+        )
+    return digest
 
 
 def _find_version(client: MlflowClient, reference: str, task: str) -> ModelVersion:

@@ -14,6 +14,9 @@ VERBS = {
     "promote": "Point the champion alias at a registered version.",
     "plan": "Show what scoring a catalog would do, without doing it.",
     "score": "Score a catalog of videos into the score table.",
+    "status": "Show the tables and the runs of a root, the one at work too.",
+    "results": "Print or export each video's newest row.",
+    "tables": "Compact the tables and remove files that nothing refers to.",
     "report": "Write an HTML page about the score tables.",
     "demo": "Draw a catalog and run everything on it, end to end.",
 }
@@ -57,7 +60,7 @@ def _group() -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
-    from infra.errors import TypedError, UserError
+    from infra.errors import RunStopped, TypedError, UserError
 
     # The newer Parquet reader needs 15 s for a small file and ignores block sizes; Ray Data reads this on import.
     os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
@@ -66,6 +69,9 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunStopped as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except TypedError as error:
         print(f"error: {error} (reason: {error.reason})", file=sys.stderr)
         sys.exit(2)

@@ -1,5 +1,6 @@
 """Read a catalog: a Parquet, CSV or JSONL table of videos, or every media file under a storage prefix."""
 
+from itertools import islice
 from pathlib import PurePosixPath
 
 import duckdb
@@ -42,16 +43,18 @@ COLUMN_TYPES = {
     "etag": pa.string(),
     "size": pa.int64(),
     "age": pa.float64(),
+    "sha256": pa.string(),
 }
 REQUIRED = ("video_id", "uri")
+LISTING_ROWS = 100_000
 ADULT_AGE = 18  # years; younger people are left out of scoring and of training
 
 
 def open_catalog(uri: str, storage: Storage, connection: duckdb.DuckDBPyConnection) -> None:
     """Make the catalog the table ``catalog`` of the connection, checked, with one row a video.
 
-    Columns: ``video_id``, ``uri`` (absolute), ``creator_id``, ``etag``, ``size``, ``age`` (null where the source has
-    none) and whatever else the source has.
+    Columns: ``video_id``, ``uri`` (absolute), ``creator_id``, ``etag``, ``size``, ``age``, ``sha256`` (null where the
+    source has none) and whatever else the source has.
 
     Raises:
         UserError: The table is missing, unreadable, empty, lacks a column, or lists one id with several uris.
@@ -99,22 +102,25 @@ def _open_table(uri: str, file_format: str, storage: Storage, connection: duckdb
             f"it needs {' and '.join(REQUIRED)}, it has {', '.join(dataset.schema.names)}"
         )
     connection.register("catalog_file", dataset)
-    extra = [name for name in dataset.schema.names if name not in COLUMN_TYPES]
-    columns = [
-        f"CAST({_quoted(name)} AS {_DUCKDB_TYPES[kind]}) AS {name}"
+    folder = uri.rsplit("/", 1)[0] if "/" in uri else "."
+    # Relative uris are relative to the catalog's folder, wherever a worker runs.
+    base = join(folder if is_s3(folder) else storage.absolute(folder), "").replace("'", "''")
+    columns = {
+        name: f"CAST({_quoted(name)} AS {_DUCKDB_TYPES[kind]})"
         if name in dataset.schema.names
-        else f"CAST(NULL AS {_DUCKDB_TYPES[kind]}) AS {name}"
+        else f"CAST(NULL AS {_DUCKDB_TYPES[kind]})"
         for name, kind in COLUMN_TYPES.items()
-    ]
+    }
+    columns["uri"] = f"if(starts_with(uri, '/') OR contains(uri, '://') OR uri = '', uri, '{base}' || uri)"
+    columns["etag"] = f"trim({columns['etag']}, '\"')"
+    extra = {name: _quoted(name) for name in dataset.schema.names if name not in COLUMN_TYPES}
+    selected = ", ".join(f"{value} AS {_quoted(name)}" for name, value in (columns | extra).items())
     try:
-        connection.execute(
-            f"CREATE TABLE catalog AS SELECT DISTINCT {', '.join([*columns, *map(_quoted, extra)])} FROM catalog_file"
-        )
+        connection.execute(f"CREATE TABLE catalog AS SELECT {selected} FROM catalog_file")
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise UserError(f"{uri} cannot be read as {file_format}: {_first_line(error)}") from error
+    connection.unregister("catalog_file")
     _check_rows(uri, connection)
-    folder = uri.rsplit("/", 1)[0] if "/" in uri else "."
-    _make_absolute(folder, storage, connection)
 
 
 _DUCKDB_TYPES = {pa.string(): "VARCHAR", pa.int64(): "BIGINT", pa.float64(): "DOUBLE"}
@@ -122,20 +128,27 @@ _DUCKDB_TYPES = {pa.string(): "VARCHAR", pa.int64(): "BIGINT", pa.float64(): "DO
 
 def _open_prefix(uri: str, storage: Storage, connection: duckdb.DuckDBPyConnection) -> None:
     uri = storage.absolute(uri)
-    found = [
-        (stat.uri.removeprefix(uri.rstrip("/") + "/"), stat.uri, stat.etag, stat.size_bytes)
-        for stat in storage.list_prefix(uri)
-        if PurePosixPath(stat.uri).suffix.lower() in MEDIA_SUFFIXES
-    ]
-    if not found:
-        raise UserError(f"{uri}: no videos or images there; give a prefix that holds some, or a table of videos")
-    ids, uris, etags, sizes = zip(*found, strict=True)
-    listing = pa.table({"video_id": ids, "uri": uris, "etag": etags, "size": pa.array(sizes, type=pa.int64())})
-    connection.register("catalog_file", listing)
     connection.execute(
-        "CREATE TABLE catalog AS SELECT video_id, uri, CAST(NULL AS VARCHAR) AS creator_id, etag, size, "
-        "CAST(NULL AS DOUBLE) AS age FROM catalog_file"
+        "CREATE TABLE catalog (video_id VARCHAR, uri VARCHAR, creator_id VARCHAR, etag VARCHAR, size BIGINT, "
+        "age DOUBLE, sha256 VARCHAR)"
     )
+    media = (stat for stat in storage.list_prefix(uri) if PurePosixPath(stat.uri).suffix.lower() in MEDIA_SUFFIXES)
+    # In pieces: a listing of millions of objects need not stand in memory.
+    while stats := list(islice(media, LISTING_ROWS)):
+        listing = pa.table(
+            {
+                "video_id": [stat.uri.removeprefix(uri.rstrip("/") + "/") for stat in stats],
+                "uri": [stat.uri for stat in stats],
+                "etag": [stat.etag for stat in stats],
+                "size": pa.array([stat.size_bytes for stat in stats], type=pa.int64()),
+            }
+        )
+        connection.register("listing", listing)
+        connection.execute("INSERT INTO catalog BY NAME SELECT * FROM listing")
+        connection.unregister("listing")
+    ((num_found,),) = connection.execute("SELECT count(*) FROM catalog").fetchall()
+    if not num_found:
+        raise UserError(f"{uri}: no videos or images there; give a prefix that holds some, or a table of videos")
 
 
 def _check_rows(uri: str, connection: duckdb.DuckDBPyConnection) -> None:
@@ -146,25 +159,30 @@ def _check_rows(uri: str, connection: duckdb.DuckDBPyConnection) -> None:
     for name, num in zip(REQUIRED, num_holes, strict=True):
         if num:
             raise UserError(f"{uri}: {num} rows have no {name}; every row needs one")
-    repeated = connection.execute(
-        "SELECT video_id, min(uri), max(uri) FROM catalog GROUP BY video_id HAVING count(*) > 1 ORDER BY video_id"
+    # By hash first: numbers take a tenth of the memory of ids, and few of them repeat.
+    connection.execute(
+        "CREATE TEMP TABLE repeated AS SELECT rowid AS row, video_id, uri FROM catalog WHERE hash(video_id) IN "
+        "(SELECT hash(video_id) FROM catalog GROUP BY ALL HAVING count(*) > 1)"
+    )
+    ids = connection.execute(
+        "SELECT video_id, min(uri), max(uri) FROM repeated WHERE video_id IN ("
+        "  SELECT video_id FROM (SELECT DISTINCT catalog.* FROM catalog SEMI JOIN repeated ON catalog.rowid = row)"
+        "  GROUP BY video_id HAVING count(*) > 1"
+        ") GROUP BY video_id ORDER BY video_id"
     ).fetchall()
-    if repeated:
-        video_id, first, second = repeated[0]
+    if ids:
+        video_id, first, second = ids[0]
         what = f"uris {first!r} and {second!r}" if first != second else "rows that differ in another column"
         raise UserError(
-            f"{uri}: {len(repeated)} ids are listed more than once, for example {video_id!r} with {what}; "
+            f"{uri}: {len(ids)} ids are listed more than once, for example {video_id!r} with {what}; "
             "an id stands for one video"
         )
-
-
-def _make_absolute(folder: str, storage: Storage, connection: duckdb.DuckDBPyConnection) -> None:
-    """Relative uris are relative to the catalog's folder, wherever a worker runs."""
-    base = folder if is_s3(folder) else storage.absolute(folder)
+    # The same row twice is one video.
     connection.execute(
-        "UPDATE catalog SET uri = ? || uri WHERE NOT (starts_with(uri, '/') OR contains(uri, '://'))", [join(base, "")]
+        "DELETE FROM catalog WHERE rowid IN (SELECT row FROM repeated "
+        "QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY row) > 1)"
     )
-    connection.execute("UPDATE catalog SET etag = trim(etag, '\"') WHERE etag IS NOT NULL")
+    connection.execute("DROP TABLE repeated")
 
 
 def _quoted(name: str) -> str:

@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from ray_jobs.planning import Plan
 
 LINE_EVERY_S = 5.0
+NUM_EXAMPLES = 3  # of ids, in a row of a plan
 console = Console(soft_wrap=True)
 
 
 class RunProgress:
     """Progress of a run over a known number of items: done/total, rate, time left, and a note (failures, say)."""
 
-    def __init__(self, title: str, total: int, unit: str = "videos") -> None:
-        self._title, self._total, self._unit = title, total, unit
+    def __init__(self, title: str, total: int, unit: str = "videos", *, quiet: bool = False) -> None:
+        self._title, self._total, self._unit, self._quiet = title, total, unit, quiet
         self._start = time.monotonic()
         self._last_line = 0.0
         self._first: tuple[float, int] | None = None
@@ -32,7 +33,7 @@ class RunProgress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=quiet or not console.is_terminal,
         )
         self._task = self._bar.add_task(title, total=total, rate="", note="")
 
@@ -54,7 +55,7 @@ class RunProgress:
         since_s, since = self._first or (elapsed_s, done)
         rate = (done - since) / (elapsed_s - since_s) if elapsed_s > since_s else 0.0
         self._bar.update(self._task, completed=done, rate=f"{rate:.1f} {self._unit}/s", note=note)
-        if console.is_terminal or (elapsed_s - self._last_line < LINE_EVERY_S and done < self._total):
+        if self._quiet or console.is_terminal or (elapsed_s - self._last_line < LINE_EVERY_S and done < self._total):
             return
         self._last_line = elapsed_s
         left = f"{(self._total - done) / rate:.0f} s left" if rate else f"first after {elapsed_s:.0f} s"
@@ -67,13 +68,18 @@ class RunProgress:
 
 
 def print_plan(plan: "Plan") -> None:
-    """The plan as a table: a row a state, a column a task."""
-    table = Table(title=f"plan for {plan.catalog}: {plan.num_videos} videos, {plan.num_due} due")
+    """The plan as a table: a row a state, a column a task, and a few ids of each state."""
+    table = Table(title=f"plan for {plan.catalog}: {plan.num_videos:,} videos, {plan.num_due:,} due")
     table.add_column("state")
     for task in plan.counts:
         table.add_column(task, justify="right")
+    table.add_column("for example", overflow="ellipsis", no_wrap=True)
     for state in next(iter(plan.counts.values())):
         numbers = [plan.counts[task][state] for task in plan.counts]
         if any(numbers):
-            table.add_row(state, *[str(number) for number in numbers])
+            ids = dict.fromkeys(name for task in plan.counts for name in plan.examples[task].get(state, []))
+            table.add_row(state, *[f"{number:,}" for number in numbers], ", ".join(list(ids)[:NUM_EXAMPLES]))
     console.print(table)
+    if plan.reasons:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in plan.reasons.items())
+        console.print(f"failed with this content and policy: {reasons} (--retry REASON plans them again)")

@@ -1,6 +1,6 @@
 """Command-line options that several verbs share, and how they become values."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,7 +23,15 @@ Scorers = Annotated[
     ),
 ]
 Retry = Annotated[
-    list[str] | None, typer.Option(help="Plan quarantined videos with this reason again; repeat, or 'all'.")
+    list[str] | None,
+    typer.Option(help="Plan quarantined videos with this reason again; repeat, or 'retryable', or 'all'."),
+]
+OptOut = Annotated[
+    str | None,
+    typer.Option(help="Table with a column video_id or creator_id (or both): videos and creators to leave out."),
+]
+ContentBy = Annotated[
+    str, typer.Option("--content", help="What tells a video's content: etag, or sha256 (a column of the catalog).")
 ]
 NumCpus = Annotated[int | None, typer.Option(min=1, help="Logical CPUs of a local cluster. Default: all, at least 4.")]
 Config = Annotated[str | None, typer.Option(help="Settings file (YAML). Default: facereel.yaml where it exists.")]
@@ -46,6 +54,19 @@ def scorer_references(tasks: list[str] | None, scorers: list[str] | None, known:
         if task not in known:
             raise UserError(f"unknown task {task!r}; known: {', '.join(known)}")
     return {task: given.get(task, "champion") for task in dict.fromkeys([*chosen, *given])}
+
+
+def content_by(value: str) -> Literal["etag", "sha256"]:
+    """The value of ``--content``.
+
+    Raises:
+        UserError: It is neither of the two.
+    """
+    if value == "etag":
+        return "etag"
+    if value == "sha256":
+        return "sha256"
+    raise UserError(f"--content {value}: give etag or sha256")
 
 
 def cluster_section(num_cpus: int | None) -> dict[str, dict[str, int]]:

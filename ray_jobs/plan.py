@@ -13,7 +13,16 @@ def plan(
     task: options.Tasks = None,
     scorer: options.Scorers = None,
     retry: options.Retry = None,
+    opt_out: options.OptOut = None,
+    content: options.ContentBy = "etag",
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Score a few due videos without writing, and say what all would cost.")
+    ] = False,
+    pilot: Annotated[int, typer.Option(min=2, help="Videos of the pilot run for --estimate.")] = 50,
+    predictors: Annotated[int, typer.Option(min=1, help="With --estimate: actors that hold the scorers.")] = 1,
+    gpus_per_predictor: Annotated[float, typer.Option(min=0, help="With --estimate: GPUs of each predictor.")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    num_cpus: options.NumCpus = None,
     config: options.Config = None,
 ) -> None:
     """Show what scoring a catalog would do, without doing it: new, stale, done, quarantined, excluded."""
@@ -23,25 +32,38 @@ def plan(
     from models.tasks.base import task_names
     from ray_jobs.console import print_plan
     from ray_jobs.scoring import ScoreConfig, plan_run, resolve_scorers
+    from ray_jobs.stages.pipeline import Resources
 
-    settings = load_settings(config)
+    settings = load_settings(config, **options.cluster_section(num_cpus))
     run = ScoreConfig(
         catalog=catalog,
         tables=tables,
         scorers=options.scorer_references(task, scorer, task_names()),
         retry=frozenset(retry or ()),
+        opt_out=opt_out,
+        content=options.content_by(content),
+        resources=Resources(num_predictors=predictors, gpus_per_predictor=gpus_per_predictor),
     )
-    found = plan_run(run, resolve_scorers(run.scorers, settings), settings)
-    if as_json:
-        print(
-            json.dumps(
-                {
-                    "catalog": found.catalog,
-                    "num_videos": found.num_videos,
-                    "num_due": found.num_due,
-                    "tasks": found.counts,
-                }
+    resolved = resolve_scorers(run.scorers, settings)
+    with plan_run(run, resolved, settings) as found:
+        if not as_json:
+            print_plan(found)
+        cost = None
+        if estimate:
+            from ray_jobs.estimating import estimate_cost
+
+            cost = estimate_cost(found, run, resolved, settings, num_videos=pilot, quiet=as_json)
+        if as_json:
+            print(
+                json.dumps(
+                    {
+                        "catalog": found.catalog,
+                        "num_videos": found.num_videos,
+                        "num_due": found.num_due,
+                        "tasks": found.counts,
+                        "examples": found.examples,
+                        "failed": found.reasons,
+                        **({"estimate": cost.model_dump()} if cost else {}),
+                    }
+                )
             )
-        )
-    else:
-        print_plan(found)

@@ -1,40 +1,102 @@
 """The plan: which videos of a catalog are due for which task, decided from the tables alone."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, Self
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset as pads
 
+from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage import Storage
 from infra.tables import DeltaStore
-from ray_jobs.catalog import ADULT_AGE, open_catalog
+from ray_jobs.catalog import ADULT_AGE, open_catalog, read_table
 from ray_jobs.score_table import QUARANTINE, score_table
 
-# The states of a (video, task), in the order in which they are decided and shown. Those in DUE are scored.
-STATES = ("new", "stale_content", "stale_policy", "stale_scorer", "retry", "done", "quarantined", "minor", "opted_out")
+# The states of a (video, task), in the order in which they are shown. Those in DUE are scored.
+STATES = (
+    "new",
+    "stale_content",
+    "stale_policy",
+    "stale_scorer",
+    "retry",
+    "done",
+    "quarantined",
+    "quarantined_retryable",
+    "minor",
+    "opted_out",
+)
 DUE = frozenset({"new", "stale_content", "stale_policy", "stale_scorer", "retry"})
+# What `retry` takes beside reasons.
+RETRY_ALL, RETRY_RETRYABLE = "all", "retryable"
+NUM_EXAMPLES = 3
+# Of DuckDB; what does not fit goes to files beside its database. Arrow's readers and Python need as much again.
+MEMORY_LIMIT = "1GB"
+DUE_ROWS_PER_FILE = 50_000
 
-
-# The etag is the content; where one side has none, the uri stands for it.
-_SAME_CONTENT = "CASE WHEN c.etag IS NULL OR {row}.etag IS NULL THEN c.uri = {row}.uri ELSE c.etag = {row}.etag END"
+Content = Literal["etag", "sha256"]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would do: for each task the number of videos in each state, and the due list."""
+    """What a run would do: for each task the number of videos in each state, and the due list.
+
+    Its tables lie in files of a temporary folder; `close` it when the due list is written.
+    """
 
     catalog: str
     num_videos: int
     num_due: int
     counts: dict[str, dict[str, int]]  # task -> state -> videos
+    examples: dict[str, dict[str, list[str]]]  # task -> state -> a few video ids
+    reasons: dict[str, int]  # reason -> quarantined videos, whichever the task
+    versions: dict[str, int | None]  # table -> version that was read
     connection: duckdb.DuckDBPyConnection
+    folder: TemporaryDirectory[str] = field(repr=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the tables and their files."""
+        self.connection.close()
+        self.folder.cleanup()
 
     def due(self) -> pa.RecordBatchReader:
-        """The due videos: the catalog's columns and ``due_tasks`` (list of task names), sorted by id."""
+        """The due videos in the catalog's order: its columns, ``due_tasks`` and ``attempts`` (failed ones, so far)."""
+        return self._due_rows("").to_arrow_reader(10_000)
+
+    def sample(self, num_videos: int, seed: int) -> pa.Table:
+        """So many due videos, drawn at random; all of them where there are fewer."""
+        drawn = f"USING SAMPLE reservoir({num_videos} ROWS) REPEATABLE ({seed})"
+        self.connection.execute(f"CREATE OR REPLACE TEMP TABLE drawn AS SELECT row FROM due {drawn}")
+        return self._due_rows("WHERE c.rowid IN (SELECT row FROM drawn)").to_arrow_table()
+
+    def write_due(self, uri: str, storage: Storage) -> None:
+        """Write the due list as Parquet files below ``uri``, for workers to read."""
+        filesystem, path = storage.arrow_filesystem(uri)
+        pads.write_dataset(
+            self.due(),
+            path,
+            format="parquet",
+            filesystem=filesystem,
+            max_rows_per_file=DUE_ROWS_PER_FILE,
+            max_rows_per_group=DUE_ROWS_PER_FILE,
+            min_rows_per_group=1,
+            use_threads=False,
+        )
+
+    def _due_rows(self, where: str) -> duckdb.DuckDBPyRelation:
         return self.connection.sql(
-            "SELECT c.*, d.due_tasks FROM catalog c JOIN due d USING (video_id) ORDER BY video_id"
-        ).to_arrow_reader(100_000)
+            f"SELECT c.*, d.due_tasks, d.attempts FROM catalog c JOIN due d ON c.rowid = d.row {where} ORDER BY c.rowid"
+        )
 
 
 def make_plan(
@@ -45,13 +107,15 @@ def make_plan(
     scorers: dict[str, str],
     settings: Settings,
     retry: frozenset[str] = frozenset(),
+    content: Content = "etag",
+    opt_out: str | None = None,
 ) -> Plan:
     """Compare the catalog with what is committed; touches no video and writes nothing.
 
     A video is *done* for a task when the score table holds a row with its content, this policy and this scorer.
-    Its content is its etag; where the catalog has none, its uri stands for it. Rows for other content, policy or
-    scorer make it *stale*. A quarantined video stays so until its content or the policy changes, or ``retry`` names
-    its reason (or ``all``).
+    Its content is its etag (or its ``sha256``); where the catalog has none, its uri stands for it. Rows for other
+    content, policy or scorer make it *stale*. A quarantined video stays so until its content or the policy changes, or
+    ``retry`` names its reason.
 
     Args:
         catalog: A table of videos or a storage prefix.
@@ -59,67 +123,180 @@ def make_plan(
         policy: Digest of the frame and face policy.
         scorers: Task to scorer digest.
         settings: Storage settings.
-        retry: Reasons of quarantine to plan again.
+        retry: Reasons of quarantine to plan again; ``retryable`` means those that may pass, ``all`` every one.
+        content: The catalog's column that says what a video's content is.
+        opt_out: A table with a column ``video_id`` or ``creator_id`` (or both): whom to leave out.
 
     Raises:
-        UserError: The catalog is unusable.
+        UserError: The catalog or the opt-out list is unusable.
     """
     storage = Storage(settings.storage)
     store = DeltaStore(tables, storage)
-    connection = duckdb.connect()
-    open_catalog(catalog, storage, connection)
-    _register(connection, "quarantine", store, QUARANTINE, ["video_id", "uri", "etag", "policy", "reason"])
+    folder = TemporaryDirectory(prefix="facereel-plan-", ignore_cleanup_errors=True)
+    connection = duckdb.connect(str(Path(folder.name) / "plan.duckdb"), config={"memory_limit": MEMORY_LIMIT})
+    try:
+        connection.execute("SET enable_progress_bar = false")
+        open_catalog(catalog, storage, connection)
+        if content == "sha256":
+            _require_digests(catalog, connection)
+        names = [QUARANTINE, *map(score_table, scorers)]
+        versions = {name: store.version(name) for name in names}
+        excluded = _excluded(connection, opt_out, storage)
+        _find_quarantined(connection, store, policy, content)
+        for task, digest in scorers.items():
+            _find_states(connection, store, task, policy, digest, retry, content, excluded)
+        _find_due(connection, list(scorers))
+        return Plan(
+            catalog=catalog,
+            num_videos=_count(connection, "catalog"),
+            num_due=_count(connection, "due"),
+            counts={task: _counts(connection, task) for task in scorers},
+            examples={task: _examples(connection, task) for task in scorers},
+            reasons=dict(
+                connection.execute("SELECT reason, count(*) FROM quarantined_now GROUP BY ALL ORDER BY ALL").fetchall()
+            ),
+            versions=versions,
+            connection=connection,
+            folder=folder,
+        )
+    except BaseException:
+        connection.close()
+        folder.cleanup()
+        raise
+
+
+def _same_content(content: Content) -> str:
+    """SQL: is catalog row ``c`` the content of table row ``r``? Where one side has no name for it, the uri counts."""
+    return f"CASE WHEN c.{content} IS NULL OR r.{content} IS NULL THEN c.uri = r.uri ELSE c.{content} = r.{content} END"
+
+
+def _require_digests(catalog: str, connection: duckdb.DuckDBPyConnection) -> None:
+    ((num_missing,),) = connection.execute("SELECT count(*) FROM catalog WHERE sha256 IS NULL").fetchall()
+    if num_missing == _count(connection, "catalog"):
+        raise UserError(
+            f"{catalog}: --content sha256 compares the catalog's column sha256, which it does not have: "
+            "add it, or plan by etag"
+        )
+
+
+def _excluded(connection: duckdb.DuckDBPyConnection, opt_out: str | None, storage: Storage) -> str:
+    """The SQL value that says why catalog row ``c`` is excluded, or null."""
+    names = [row[0] for row in connection.execute("DESCRIBE catalog").fetchall()]
+    cases = [f"WHEN c.age < {ADULT_AGE} THEN 'minor'"]
+    if "opted_out" in names:
+        cases.append("WHEN CAST(c.opted_out AS BOOLEAN) THEN 'opted_out'")
+    if opt_out is not None:
+        listed = read_table(opt_out, storage, {"video_id": pa.string(), "creator_id": pa.string()})
+        columns = [name for name in ("video_id", "creator_id") if name in listed.schema.names]
+        if not columns:
+            raise UserError(
+                f"{opt_out}: an opt-out list has a column video_id or creator_id; "
+                f"it has {', '.join(listed.schema.names)}"
+            )
+        connection.register("opt_out_file", listed)
+        for column in columns:
+            connection.execute(
+                f"CREATE TABLE opted_out_{column} AS "
+                f"SELECT DISTINCT CAST({column} AS VARCHAR) AS id FROM opt_out_file WHERE {column} IS NOT NULL"
+            )
+            cases.append(f"WHEN c.{column} IN (SELECT id FROM opted_out_{column}) THEN 'opted_out'")
+        connection.unregister("opt_out_file")
+    return f"(CASE {' '.join(cases)} END)"
+
+
+def _find_quarantined(connection: duckdb.DuckDBPyConnection, store: DeltaStore, policy: str, content: Content) -> None:
+    """``quarantined_now``: catalog rows that failed with this content and policy, with the newest reason."""
+    _register(connection, "rows_quarantine", store, QUARANTINE)
     connection.execute(
-        "CREATE TABLE quarantined_now AS SELECT DISTINCT c.video_id, q.reason FROM catalog c JOIN quarantine q "
-        "ON c.video_id = q.video_id AND q.policy = ? AND " + _SAME_CONTENT.format(row="q"),
+        f"""
+        CREATE TABLE quarantined_now AS
+        SELECT c.rowid AS row, arg_max(r.reason, r.committed_at) AS reason,
+               bool_or(r.retryable) AS retryable, max(r.attempts) AS attempts
+        FROM catalog c JOIN rows_quarantine r ON c.video_id = r.video_id
+        WHERE r.policy = ? AND {_same_content(content)} GROUP BY c.rowid
+        """,
         [policy],
     )
-    excluded = _excluded_sql(connection)
-    for task, digest in scorers.items():
-        _register(connection, f"rows_{task}", store, score_table(task), ["video_id", "uri", "etag", "policy", "scorer"])
-        connection.execute(
-            f"""
-            CREATE TABLE state_{task} AS
-            WITH seen AS (
-                SELECT c.video_id,
-                       {_SAME_CONTENT.format(row="r")} AS same_content,
-                       r.policy = $policy AS same_policy, r.scorer = $digest AS same_scorer
-                FROM catalog c JOIN rows_{task} r USING (video_id)
-            ), rows AS (
-                SELECT video_id, bool_or(same_content) AS content, bool_or(same_content AND same_policy) AS policy,
-                       bool_or(same_content AND same_policy AND same_scorer) AS done
-                FROM seen GROUP BY video_id
-            )
-            SELECT c.video_id, CASE
-                WHEN {excluded} IS NOT NULL THEN {excluded}
-                WHEN rows.done THEN 'done'
-                WHEN q.video_id IS NOT NULL THEN if(q.retried, 'retry', 'quarantined')
-                WHEN rows.video_id IS NULL THEN 'new'
-                WHEN NOT rows.content THEN 'stale_content'
-                WHEN NOT rows.policy THEN 'stale_policy'
-                ELSE 'stale_scorer' END AS state
-            FROM catalog c LEFT JOIN rows USING (video_id)
-            LEFT JOIN (SELECT video_id, bool_or($retry_all OR list_contains($retry, reason)) AS retried
-                       FROM quarantined_now GROUP BY video_id) q USING (video_id)
-            """,
-            {"policy": policy, "digest": digest, "retry_all": "all" in retry, "retry": sorted(retry)},
-        )
-    union = " UNION ALL ".join(f"SELECT video_id, state, '{task}' AS task FROM state_{task}" for task in scorers)
+    connection.unregister("rows_quarantine")
+
+
+def _find_states(
+    connection: duckdb.DuckDBPyConnection,
+    store: DeltaStore,
+    task: str,
+    policy: str,
+    digest: str,
+    retry: frozenset[str],
+    content: Content,
+    excluded: str,
+) -> None:
+    """``state_TASK``: the catalog's row numbers and each one's state.
+
+    The best row of a video decides, in levels: 1 other content, 2 this content, 3 this policy too, 4 this scorer too.
+    """
+    _register(connection, "rows_scored", store, score_table(task))
     connection.execute(
-        f"CREATE TABLE due AS SELECT video_id, list(task ORDER BY task) AS due_tasks FROM ({union}) "
-        f"WHERE state IN ({', '.join(repr(state) for state in sorted(DUE))}) GROUP BY video_id"
+        f"""
+        CREATE OR REPLACE TEMP TABLE best AS
+        SELECT c.rowid AS row, max(CASE WHEN NOT {_same_content(content)} THEN 1 WHEN r.policy <> $policy THEN 2
+                                        WHEN r.scorer <> $digest THEN 3 ELSE 4 END)::UTINYINT AS level
+        FROM catalog c JOIN rows_scored r ON c.video_id = r.video_id GROUP BY c.rowid
+        """,
+        {"policy": policy, "digest": digest},
     )
-    counts = {
-        task: dict(connection.execute(f"SELECT state, count(*) FROM state_{task} GROUP BY state").fetchall())
-        for task in scorers
-    }
-    return Plan(
-        catalog=catalog,
-        num_videos=_count(connection, "catalog"),
-        num_due=_count(connection, "due"),
-        counts={task: {state: found.get(state, 0) for state in STATES} for task, found in counts.items()},
-        connection=connection,
+    connection.unregister("rows_scored")
+    connection.execute(
+        f"""
+        CREATE TABLE state_{task} AS
+        SELECT c.rowid AS row, (CASE
+            WHEN {excluded} IS NOT NULL THEN {excluded}
+            WHEN b.level = 4 THEN 'done'
+            WHEN q.row IS NOT NULL AND ($all OR list_contains($reasons, q.reason) OR ($retryable AND q.retryable))
+                THEN 'retry'
+            WHEN q.row IS NOT NULL THEN if(q.retryable, 'quarantined_retryable', 'quarantined')
+            WHEN b.level IS NULL THEN 'new'
+            WHEN b.level = 1 THEN 'stale_content'
+            WHEN b.level = 2 THEN 'stale_policy'
+            ELSE 'stale_scorer' END)::{_ENUM} AS state
+        FROM catalog c LEFT JOIN best b ON c.rowid = b.row LEFT JOIN quarantined_now q ON c.rowid = q.row
+        """,
+        {"all": RETRY_ALL in retry, "retryable": RETRY_RETRYABLE in retry, "reasons": sorted(retry)},
     )
+    connection.execute("DROP TABLE best")
+
+
+_ENUM = f"ENUM({', '.join(map(repr, STATES))})"
+_IS_DUE = f"state IN ({', '.join(map(repr, sorted(DUE)))})"
+
+
+def _find_due(connection: duckdb.DuckDBPyConnection, tasks: Sequence[str]) -> None:
+    """``due``: row numbers with the tasks that are due, and the failed attempts so far."""
+    union = " UNION ALL ".join(f"SELECT row, '{task}' AS task FROM state_{task} WHERE {_IS_DUE}" for task in tasks)
+    connection.execute(
+        f"""
+        CREATE TABLE due AS
+        SELECT d.row, d.due_tasks, coalesce(q.attempts, 0)::INTEGER AS attempts
+        FROM (SELECT row, list(task ORDER BY task) AS due_tasks FROM ({union}) GROUP BY row) d
+        LEFT JOIN quarantined_now q ON d.row = q.row
+        """
+    )
+
+
+def _counts(connection: duckdb.DuckDBPyConnection, task: str) -> dict[str, int]:
+    found = dict(connection.execute(f"SELECT state, count(*) FROM state_{task} GROUP BY state").fetchall())
+    return {state: found.get(state, 0) for state in STATES}
+
+
+def _examples(connection: duckdb.DuckDBPyConnection, task: str) -> dict[str, list[str]]:
+    """The first few ids of each state, in the catalog's order."""
+    found = connection.execute(
+        f"""
+        SELECT s.state, list(c.video_id ORDER BY c.rowid)
+        FROM (SELECT state, unnest(min(row, {NUM_EXAMPLES})) AS row FROM state_{task} GROUP BY state) s
+        JOIN catalog c ON c.rowid = s.row GROUP BY s.state
+        """
+    ).fetchall()
+    return {state: list(ids) for state, ids in found}
 
 
 def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
@@ -127,17 +304,18 @@ def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
     return int(number)
 
 
-def _register(
-    connection: duckdb.DuckDBPyConnection, view: str, store: DeltaStore, table: str, columns: list[str]
-) -> None:
+# What a plan reads of the tables; a column that a table does not have yet is null.
+_KEY_COLUMNS = {name: pa.string() for name in ("video_id", "uri", "etag", "sha256", "policy", "scorer", "reason")}
+_READ_COLUMNS = _KEY_COLUMNS | {
+    "retryable": pa.bool_(),
+    "attempts": pa.int32(),
+    "committed_at": pa.timestamp("us", tz="UTC"),
+}
+
+
+def _register(connection: duckdb.DuckDBPyConnection, view: str, store: DeltaStore, table: str) -> None:
     dataset = store.dataset(table)
     if dataset is None:
-        dataset = pa.table({name: pa.array([], type=pa.string()) for name in columns})
-    connection.register(view, dataset)
-
-
-def _excluded_sql(connection: duckdb.DuckDBPyConnection) -> str:
-    """The SQL value that says why a catalog row is excluded, or null."""
-    names = [row[0] for row in connection.execute("DESCRIBE catalog").fetchall()]
-    opted_out = "WHEN CAST(c.opted_out AS BOOLEAN) THEN 'opted_out'" if "opted_out" in names else ""
-    return f"(CASE WHEN c.age < {ADULT_AGE} THEN 'minor' {opted_out} END)"
+        dataset = pads.dataset(pa.schema(_READ_COLUMNS).empty_table())
+    missing = [field for field in pa.schema(_READ_COLUMNS) if field.name not in dataset.schema.names]
+    connection.register(view, dataset.replace_schema(pa.schema([*dataset.schema, *missing])))

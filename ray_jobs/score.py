@@ -14,12 +14,25 @@ def score(
     task: options.Tasks = None,
     scorer: options.Scorers = None,
     retry: options.Retry = None,
+    opt_out: options.OptOut = None,
+    content: options.ContentBy = "etag",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop; writes nothing.")] = False,
     predictors: Annotated[int, typer.Option(min=1, help="Actors that hold the scorers.")] = 1,
     gpus_per_predictor: Annotated[float, typer.Option(min=0, help="GPUs of each predictor; 0: CPU.")] = 0.0,
     rows_per_block: Annotated[int, typer.Option(min=1, help="Videos per block of work, at most.")] = 32,
     commit_every: Annotated[float, typer.Option(min=0.1, help="Seconds between commits.")] = 30.0,
     commit_rows: Annotated[int, typer.Option(min=1, help="Rows after which to commit earlier.")] = 10_000,
+    max_failure_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Stop when more than this share of videos fails; 1 never stops.")
+    ] = 0.5,
+    min_failure_videos: Annotated[int, typer.Option(min=1, help="Videos after which that share counts.")] = 200,
+    fail_first: Annotated[
+        int, typer.Option(min=0, help="Stop when so many first videos all fail for one reason; 0 never stops.")
+    ] = 50,
+    tries: Annotated[int, typer.Option(min=1, help="Tries of a video whose failure may pass, in this run.")] = 3,
+    faces: Annotated[
+        bool, typer.Option("--faces/--no-faces", help="Keep each face's frame, box, quality and prediction.")
+    ] = True,
     limits: Annotated[
         Path | None, typer.Option(help="YAML with the section limits; frames and faces are the scorer's own.")
     ] = None,
@@ -27,9 +40,13 @@ def score(
     config: options.Config = None,
 ) -> None:
     """Score a catalog of videos into the score table; what is done already is not done again."""
+    import shlex
+    import sys
+
     from infra.settings import load_settings
     from models.tasks.base import task_names
     from ray_jobs.console import print_plan
+    from ray_jobs.failure_guard import FailureLimits
     from ray_jobs.policy_file import read_policies
     from ray_jobs.scoring import ScoreConfig, plan_run, print_result, resolve_scorers, run_score
     from ray_jobs.stages.pipeline import Resources
@@ -40,6 +57,12 @@ def score(
         tables=tables,
         scorers=options.scorer_references(task, scorer, task_names()),
         retry=frozenset(retry or ()),
+        opt_out=opt_out,
+        content=options.content_by(content),
+        failures=FailureLimits(max_rate=max_failure_rate, min_videos=min_failure_videos, first=fail_first),
+        max_tries=tries,
+        with_faces=faces,
+        command=f"python -m ray_jobs {shlex.join(sys.argv[1:])}",
         resources=Resources(
             num_predictors=predictors, gpus_per_predictor=gpus_per_predictor, rows_per_block=rows_per_block
         ),
@@ -48,6 +71,7 @@ def score(
         commit_every_rows=commit_rows,
     )
     if dry_run:
-        print_plan(plan_run(run, resolve_scorers(run.scorers, settings), settings))
+        with plan_run(run, resolve_scorers(run.scorers, settings), settings) as plan:
+            print_plan(plan)
         return
     print_result(run_score(run, settings))

@@ -1,8 +1,9 @@
-"""What lies where under one root: a score table for each task, one quarantine for all, and the scorers of the rows."""
+"""What lies where under one root: a score table for each task, one quarantine for all, scorers and runs."""
 
 from infra.storage import join
 
 QUARANTINE = "quarantine"
+RUNS = "_runs"
 
 
 def score_table(task: str) -> str:

@@ -1,16 +1,16 @@
 """Score a catalog: plan, run the pipeline over what is due, commit, account for every video."""
 
-import io
 import secrets
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 import ray
 import ray.data
 
-from infra.errors import UserError
+from infra.errors import RunStopped, UserError
+from infra.leases import Lease
 from infra.settings import Settings
 from infra.storage import Storage, join
 from infra.tables import DeltaStore
@@ -19,11 +19,15 @@ from models.registry import CHAMPION, ResolvedScorer, resolve, tasks_with
 from models.video.limits import DecodeLimits
 from ray_jobs.cluster import connect
 from ray_jobs.console import RunProgress, console, print_plan
-from ray_jobs.planning import Plan, make_plan
+from ray_jobs.failure_guard import FailureGuard, FailureLimits
+from ray_jobs.interrupts import Interrupts
+from ray_jobs.planning import Content, Plan, make_plan
+from ray_jobs.run_record import RunRecord, remove_due_list, run_folder, write_record
+from ray_jobs.score_table import QUARANTINE, score_table
 from ray_jobs.stages.extract import ExtractConfig, policy_digest
-from ray_jobs.stages.pipeline import Resources, arriving, check_resources, scored
+from ray_jobs.stages.pipeline import Arrivals, Resources, check_resources, scored
 from ray_jobs.stages.predict import ShippedScorer
-from ray_jobs.stages.sink import Outcome, ScoreSink, SinkConfig
+from ray_jobs.stages.sink import QUARANTINE_SCHEMA, Outcome, ScoreSink, SinkConfig, score_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +38,16 @@ class ScoreConfig:
     tables: str
     scorers: dict[str, str]  # task -> scorer reference; empty: every task that has a champion
     retry: frozenset[str] = frozenset()
+    content: Content = "etag"
+    opt_out: str | None = None
     resources: Resources = field(default_factory=Resources)
     limits: DecodeLimits = field(default_factory=DecodeLimits)
+    failures: FailureLimits = field(default_factory=FailureLimits)
+    max_tries: int = 3
     commit_every_s: float = 30.0
     commit_every_rows: int = 10_000
+    with_faces: bool = True
+    command: str = ""  # what the user typed, to go on with after a stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +84,36 @@ def resolve_scorers(scorers: dict[str, str], settings: Settings) -> dict[str, Re
     return resolved
 
 
-def plan_run(config: ScoreConfig, resolved: dict[str, ResolvedScorer], settings: Settings) -> Plan:
-    """The plan of a run."""
+def policy_of(resolved: dict[str, ResolvedScorer]) -> str:
+    """Digest of the frame and face policy that all scorers of a run share."""
     manifest = next(iter(resolved.values())).scorer.manifest
+    return policy_digest(manifest.frame_policy, manifest.face_policy)
+
+
+def plan_run(config: ScoreConfig, resolved: dict[str, ResolvedScorer], settings: Settings) -> Plan:
+    """The plan of a run; close it."""
     return make_plan(
         config.catalog,
         config.tables,
-        policy=policy_digest(manifest.frame_policy, manifest.face_policy),
+        policy=policy_of(resolved),
         scorers={task: found.scorer.digest for task, found in resolved.items()},
         settings=settings,
         retry=config.retry,
+        content=config.content,
+        opt_out=config.opt_out,
+    )
+
+
+def extract_config(config: ScoreConfig, resolved: dict[str, ResolvedScorer], settings: Settings) -> ExtractConfig:
+    """How the run's videos become crops."""
+    manifest = next(iter(resolved.values())).scorer.manifest
+    return ExtractConfig(
+        frame_policy=manifest.frame_policy,
+        face_policy=manifest.face_policy,
+        limits=config.limits,
+        storage=settings.storage,
+        with_digest=config.content == "sha256",
+        max_tries=config.max_tries,
     )
 
 
@@ -91,75 +121,186 @@ def run_score(config: ScoreConfig, settings: Settings) -> ScoreResult:
     """Score what is due and commit it; a crash loses only what was not committed, and the next run does that.
 
     Raises:
-        UserError: Catalog, scorer, storage or cluster are not usable; nothing was written.
+        UserError: Catalog, scorer, storage or cluster are not usable, or another run writes there; nothing was written.
+        RunStopped: Too much failed, or a signal came; what was committed stays.
+        TypedError: A table cannot be written; what was committed stays.
         RuntimeError: The run's sums differ from the plan.
     """
     start = time.monotonic()
     storage = Storage(settings.storage)
     config = replace(config, tables=storage.absolute(config.tables))  # workers run in directories of their own
     resolved = resolve_scorers(config.scorers, settings)
-    plan = plan_run(config, resolved, settings)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    print_plan(plan)
-    if plan.num_due == 0:
-        return ScoreResult(run_id, plan, None, time.monotonic() - start)
-    cluster = connect(settings.cluster)
-    refusal = check_resources(config.resources, cluster)
-    if refusal:
-        raise UserError(refusal)
+    plan = plan_run(config, resolved, settings)
+    try:
+        print_plan(plan)
+        if plan.num_due == 0:
+            return ScoreResult(run_id, plan, None, time.monotonic() - start)
+        cluster = connect(settings.cluster)
+        refusal = check_resources(config.resources, cluster)
+        if refusal:
+            raise UserError(refusal)
+        store = DeltaStore(config.tables, storage)
+        with (
+            Interrupts() as interrupts,
+            Lease(
+                storage,
+                config.tables,
+                f"run {run_id}, scoring {config.catalog}",
+                after=max(store.epoch(name) for name in plan.versions),
+            ) as lease,
+        ):
+            store = store.with_epoch(lease.epoch)
+            if not _fence(store, plan):
+                console.print("the tables have changed since the plan was made: planning again")
+                plan.close()
+                plan = plan_run(config, resolved, settings)
+                print_plan(plan)
+                if plan.num_due == 0:
+                    return ScoreResult(run_id, plan, None, time.monotonic() - start)
+            record = RunRecord(
+                run_id=run_id,
+                catalog=config.catalog,
+                command=config.command,
+                policy=policy_of(resolved),
+                scorers={task: (found.scorer.digest, found.version) for task, found in resolved.items()},
+                epoch=lease.epoch,
+                num_due=plan.num_due,
+            )
+            run = _Run(config, settings, storage, record, ScoreSink(store, _sink_config(config, record), lease.check))
+            run.score(plan, resolved, cluster["CPU"], interrupts)
+    finally:
+        plan.close()
+    return ScoreResult(run_id, plan, run.sink.outcome, time.monotonic() - start)
 
-    manifest = next(iter(resolved.values())).scorer.manifest
-    extract = ExtractConfig(
-        frame_policy=manifest.frame_policy,
-        face_policy=manifest.face_policy,
-        limits=config.limits,
-        storage=settings.storage,
+
+def _fence(store: DeltaStore, plan: Plan) -> bool:
+    """Shut out earlier writers from every table of the run; whether the tables are still those of the plan."""
+    for name in plan.versions:
+        task = name.removeprefix(score_table(""))
+        store.fence(name, QUARANTINE_SCHEMA if name == QUARANTINE else score_schema(task))
+    return all(store.version(name) == (-1 if seen is None else seen) + 1 for name, seen in plan.versions.items())
+
+
+def _sink_config(config: ScoreConfig, record: RunRecord) -> SinkConfig:
+    return SinkConfig(
+        run_id=record.run_id,
+        policy=record.policy,
+        scorers=record.scorers,
+        commit_every_s=config.commit_every_s,
+        commit_every_rows=config.commit_every_rows,
+        with_faces=config.with_faces,
     )
-    ds = scored(
-        _due_dataset(plan, join(config.tables, "_runs", run_id, "due.parquet"), storage),
-        extract,
-        [
-            ShippedScorer.ship(found.directory, task, found.scorer.digest, config.tables, storage)
-            for task, found in resolved.items()
-        ],
-        config.resources.spread(plan.num_due, cluster["CPU"]),
-    )
-    sink = ScoreSink(
-        DeltaStore(config.tables, storage),
-        SinkConfig(
-            run_id=run_id,
-            policy=policy_digest(manifest.frame_policy, manifest.face_policy),
-            scorers={task: (found.scorer.digest, found.version) for task, found in resolved.items()},
-            commit_every_s=config.commit_every_s,
-            commit_every_rows=config.commit_every_rows,
-        ),
-    )
-    arrived = failed = 0
-    with RunProgress("score", plan.num_due) as progress:
-        for rows in arriving(ds):
-            sink.add(rows)
-            arrived += rows.num_rows
-            failed += rows.num_rows - rows["reason"].null_count
-            progress.update(arrived, f"{failed} quarantined")
-        sink.commit()
-    if sink.outcome.done != plan.num_due:
-        raise RuntimeError(
-            f"run {run_id}: the plan had {plan.num_due} videos due, {sink.outcome.done} were committed; "
-            "what is missing is due again in the next run"
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run from its due list to its account."""
+
+    config: ScoreConfig
+    settings: Settings
+    storage: Storage
+    record: RunRecord
+    sink: ScoreSink
+
+    def score(self, plan: Plan, resolved: dict[str, ResolvedScorer], num_cpus: float, interrupts: Interrupts) -> None:
+        """Run the pipeline; the run's record says how it ended, whatever happens."""
+        tables, run_id = self.config.tables, self.record.run_id
+        try:
+            self._note()
+            scorers = [
+                ShippedScorer.ship(found.directory, task, found.scorer.digest, tables, self.storage)
+                for task, found in resolved.items()
+            ]
+            due = join(run_folder(tables, run_id), "due")
+            plan.write_due(due, self.storage)
+            plan.close()
+            filesystem, path = self.storage.arrow_filesystem(due)
+            ds = scored(
+                ray.data.read_parquet(path, filesystem=filesystem),
+                extract_config(self.config, resolved, self.settings),
+                scorers,
+                self.config.resources.spread(self.record.num_due, num_cpus),
+            )
+            self._take(ds, interrupts)
+            if self.sink.outcome.done != self.record.num_due:
+                raise RuntimeError(
+                    f"run {run_id}: the plan had {self.record.num_due} videos due, {self.sink.outcome.done} were "
+                    "committed; what is missing is due again in the next run"
+                )
+            self._note(state="done")
+        except RunStopped as error:
+            self._note(state="stopped", message=str(error))
+            raise
+        except BaseException as error:
+            self._note(state="failed", message=f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
+            raise
+        finally:
+            remove_due_list(tables, run_id, self.storage)
+
+    def _take(self, ds: ray.data.Dataset, interrupts: Interrupts) -> None:
+        guard = FailureGuard(self.config.failures)
+        with Arrivals(ds) as arrivals, RunProgress("score", self.record.num_due) as progress:
+            for rows in arrivals:
+                if rows is not None:
+                    guard.add(rows["reason"].to_pylist())
+                    self.sink.add(rows)
+                    progress.update(guard.num_videos, _note_on(guard))
+                if guard.all_failed_alike:
+                    raise self._stopped(
+                        f"the first {guard.num_videos} videos all failed for one reason: {guard.all_failed_alike} "
+                        f"({_message(rows)}); nothing of them is committed. Mend it and run again "
+                        "(--fail-first 0 goes on regardless)"
+                    )
+                if not guard.holds_back and self.sink.tick():
+                    self._note()
+                if guard.is_over:
+                    self._commit()
+                    raise self._stopped(
+                        f"{guard.reasons.total()} of {guard.num_videos} videos failed ({_reasons(guard.reasons)}), "
+                        f"more than --max-failure-rate {self.config.failures.max_rate:g} allows"
+                    )
+                if interrupts.received is not None:
+                    if not guard.holds_back:
+                        self._commit()
+                    raise self._stopped(f"stopped by {interrupts.received.name}", 128 + interrupts.received)
+            self._commit()
+
+    def _commit(self) -> None:
+        self.sink.commit()
+        self._note()
+
+    def _stopped(self, why: str, exit_code: int = 3) -> RunStopped:
+        done, due = self.sink.outcome.done, self.record.num_due
+        return RunStopped(
+            f"run {self.record.run_id}: {why}. {done} of {due} due videos are committed; go on with: "
+            f"{self.config.command or 'the same command'}",
+            exit_code,
         )
-    return ScoreResult(run_id, plan, sink.outcome, time.monotonic() - start)
+
+    def _note(self, **changes: str) -> None:
+        """Write the run's record as of now."""
+        account = asdict(self.sink.outcome)
+        for name in ("scored", "no_face", "num_faces", "fetched_bytes", "num_commits"):
+            setattr(self.record, name, account[name])
+        self.record.quarantined = dict(self.sink.outcome.quarantined)
+        for name, value in changes.items():
+            setattr(self.record, name, value)
+        write_record(self.config.tables, self.record, self.storage)
 
 
-def _due_dataset(plan: Plan, uri: str, storage: Storage) -> ray.data.Dataset:
-    """Write the due list as a file that workers read, and open it."""
-    buffer = io.BytesIO()
-    reader = plan.due()
-    with pq.ParquetWriter(buffer, reader.schema) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
-    storage.put(uri, buffer.getvalue())
-    filesystem, path = storage.arrow_filesystem(uri)
-    return ray.data.read_parquet(path, filesystem=filesystem)
+def _note_on(guard: FailureGuard) -> str:
+    return f"{guard.reasons.total()} quarantined"
+
+
+def _reasons(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{num} {reason}" for reason, num in sorted(reasons.items(), key=lambda item: -item[1]))
+
+
+def _message(rows: pa.Table | None) -> str:
+    """One of the failures in its own words."""
+    messages = [] if rows is None else rows["message"].drop_null().to_pylist()
+    return messages[-1] if messages else "no message"
 
 
 def print_result(result: ScoreResult) -> None:
@@ -168,13 +309,12 @@ def print_result(result: ScoreResult) -> None:
     if outcome is None:
         console.print("nothing to do: every video of the catalog is done, quarantined or excluded")
         return
-    reasons = ", ".join(f"{num} {reason}" for reason, num in outcome.quarantined.most_common()) or "none"
     console.print(
         f"run {result.run_id}: {outcome.done} of {result.plan.num_due} due videos accounted for "
         f"in {result.wall_s:.0f} s\n"
         f"  scored       {outcome.scored} videos, {outcome.num_faces} faces\n"
         f"  no_face      {outcome.no_face}\n"
-        f"  quarantined  {outcome.quarantined.total()} ({reasons})\n"
-        f"  read         {outcome.read_bytes / 1e6:.1f} MB in {outcome.num_commits} commits",
+        f"  quarantined  {outcome.quarantined.total()} ({_reasons(outcome.quarantined) or 'none'})\n"
+        f"  read         {outcome.fetched_bytes / 1e6:.1f} MB in {outcome.num_commits} commits",
         highlight=False,
     )

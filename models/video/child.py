@@ -1,5 +1,6 @@
 """The process that decodes for a `DecodeSandbox`: ``python -m models.video.child FD``. It may die; nobody else does."""
 
+import hashlib
 import math
 import resource
 import signal
@@ -10,12 +11,14 @@ from typing import Any
 
 from infra.errors import TypedError
 from infra.settings import StorageSettings
-from infra.storage import Storage
+from infra.storage import SeekableReader, Storage
 from models.video.decode import decode_frames
 from models.video.errors import DecoderCrashed, OutOfMemory
 from models.video.limits import DecodeLimits
 from models.video.sampling import FramePolicy
 from models.video.wire import READY, Answer, FrameHeader, receive, send
+
+DIGEST_BLOCK_BYTES = 4 << 20
 
 
 def serve(connection: socket.socket) -> None:
@@ -43,7 +46,8 @@ def _answer(storage: Storage, request: dict[str, Any]) -> tuple[Answer, list[mem
     try:
         with storage.open_reader(uri, request["etag"]) as reader:
             sampled = decode_frames(reader, policy, limits, name=uri)
-            stat = reader.stat
+            sha256 = _digest(reader) if request["with_digest"] else None
+            stat, fetched_bytes = reader.stat, reader.bytes_read
     except TypedError as error:
         return Answer(error=type(error).__name__, message=str(error)), []
     except MemoryError:
@@ -70,8 +74,19 @@ def _answer(storage: Storage, request: dict[str, Any]) -> tuple[Answer, list[mem
         codec=sampled.codec,
         size_bytes=stat.size_bytes,
         etag=stat.etag,
+        fetched_bytes=fetched_bytes,
+        sha256=sha256,
     )
     return answer, [frame.rgb.reshape(-1).data for frame in sampled.frames]
+
+
+def _digest(reader: SeekableReader) -> str:
+    """SHA-256 of the version that the reader is pinned to."""
+    reader.seek(0)
+    digest = hashlib.sha256()
+    while block := reader.read(DIGEST_BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _limit_process(limits: DecodeLimits) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, NamedTuple, Self
 
 import numpy as np
 from pydantic import SecretStr, ValidationError
@@ -27,6 +27,22 @@ from models.video.wire import READY, Answer, receive, send
 
 MAX_START_S = 60
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Decoded(NamedTuple):
+    """What came of one object.
+
+    Attributes:
+        sampled: the frames.
+        stat: the object, in the version that was read.
+        fetched_bytes: bytes that were read of it.
+        sha256: hexadecimal digest of its bytes, where one was asked for; it makes every byte be read.
+    """
+
+    sampled: SampledFrames
+    stat: ObjectStat
+    fetched_bytes: int
+    sha256: str | None
 
 
 class DecodeSandbox:
@@ -60,14 +76,25 @@ class DecodeSandbox:
         """Process id of the child; None where none is running."""
         return self._child.pid if self._child is not None else None
 
+    def start(self) -> None:
+        """Start the child now, so that the first video does not wait for it."""
+        with self._lock:
+            self._running()
+
     def close(self) -> None:
         """End the child."""
         with self._lock:
             self._stop()
 
     def decode(
-        self, uri: str, policy: FramePolicy, limits: DecodeLimits, *, etag: str | None = None
-    ) -> tuple[SampledFrames, ObjectStat]:
+        self,
+        uri: str,
+        policy: FramePolicy,
+        limits: DecodeLimits,
+        *,
+        etag: str | None = None,
+        with_digest: bool = False,
+    ) -> Decoded:
         """The frames that the policy wants of the object at ``uri``, and the object that they are from.
 
         Args:
@@ -75,6 +102,7 @@ class DecodeSandbox:
             policy: which frames, what size.
             limits: what the video may cost.
             etag: the version to read; None: the one found.
+            with_digest: compute the SHA-256 of the whole object too.
 
         Raises:
             VideoError: a subclass that names the reason; `DecoderCrashed`, `DecodeTimeout` and `OutOfMemory` also when
@@ -84,6 +112,7 @@ class DecodeSandbox:
         request = {
             "uri": self._storage.absolute(uri),
             "etag": etag,
+            "with_digest": with_digest,
             "policy": policy.model_dump(),
             "limits": limits.model_dump(),
         }
@@ -108,7 +137,8 @@ class DecodeSandbox:
                 raise
         if answer.error is not None:
             raise _typed_error(answer)
-        return _sampled(answer, pixels, policy, uri), ObjectStat(uri, answer.size_bytes, answer.etag)
+        stat = ObjectStat(uri, answer.size_bytes, answer.etag)
+        return Decoded(_sampled(answer, pixels, policy, uri), stat, answer.fetched_bytes, answer.sha256)
 
     def _running(self) -> socket.socket:
         """The connection to a living child; starts one where none is."""

@@ -46,6 +46,8 @@ class Answer(BaseModel):
     codec: str = Field("", description="FFmpeg's name of the codec")
     size_bytes: int = Field(0, ge=0, description="size of the object")
     etag: str = Field("", description="etag of the object")
+    fetched_bytes: int = Field(0, ge=0, description="bytes read of the object")
+    sha256: str | None = Field(None, description="digest of the object's bytes, where asked for")
 
 
 def send(connection: socket.socket, header: Any, payloads: Sequence[memoryview] = ()) -> None:

@@ -9,23 +9,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from infra.errors import TypedError
 from infra.settings import StorageSettings
+from infra.storage import ObjectChanged
 from models.faces.detect import FaceDetector, build_detector
 from models.faces.extract import FaceCrops, extract_faces
 from models.faces.policy import FacePolicy
-from models.video.errors import Corrupt
+from models.video.errors import Corrupt, DecoderCrashed, OutOfMemory
 from models.video.limits import DecodeLimits
 from models.video.sampling import FramePolicy
-from models.video.sandbox import DecodeSandbox
+from models.video.sandbox import Decoded, DecodeSandbox
 
 FACE_TYPE = pa.struct(
     [
         ("frame_index", pa.int64()),
         ("pts_s", pa.float64()),
-        ("box", pa.list_(pa.float32(), 4)),
+        ("box", pa.list_(pa.float32())),  # left, top, right, bottom; pixels
         *[(name, pa.float32()) for name in ("confidence", "size_px", "sharpness", "brightness", "yaw_deg", "roll_deg")],
     ]
 )
@@ -35,8 +36,11 @@ EXTRACT_FIELDS = [
     pa.field("reason", pa.string()),  # null: the video was decoded
     pa.field("retryable", pa.bool_()),
     pa.field("message", pa.string()),
+    pa.field("num_tries", pa.int32()),  # in this run
     pa.field("read_etag", pa.string()),
-    pa.field("read_bytes", pa.int64()),
+    pa.field("read_sha256", pa.string()),
+    pa.field("read_bytes", pa.int64()),  # size of the object
+    pa.field("fetched_bytes", pa.int64()),  # what was read of it
     pa.field("num_frames", pa.int32()),
     pa.field("num_faces", pa.int32()),
     pa.field("dropped", pa.map_(pa.string(), pa.int32())),
@@ -56,6 +60,9 @@ class ExtractConfig(BaseModel):
     limits: DecodeLimits = DecodeLimits()
     storage: StorageSettings
     device: str = "cpu"
+    with_digest: bool = Field(False, description="compute the SHA-256 of every object, and hold it to the catalog's")
+    max_tries: int = Field(3, ge=1, description="tries of a video whose failure may pass, the first included")
+    retry_wait_s: float = Field(1.0, ge=0, description="wait before the second try, seconds; then four times longer")
 
 
 class Extractor:
@@ -64,31 +71,76 @@ class Extractor:
     def __init__(self, config: ExtractConfig) -> None:
         self._config = config
         self._sandbox = DecodeSandbox(config.storage)
+        self._sandbox.start()
         self._detector: FaceDetector = build_detector(config.face_policy, device=config.device)
 
-    def extract(self, uri: str, etag: str | None) -> dict[str, Any]:
-        """The values of ``EXTRACT_FIELDS`` for one video; a failure is a row with its reason, never an exception."""
+    def extract(self, uri: str, etag: str | None, sha256: str | None = None) -> dict[str, Any]:
+        """The values of ``EXTRACT_FIELDS`` for one video; a failure is a row with its reason, never an exception.
+
+        What may pass is tried again here, a few times; what still fails then is said with ``retryable``.
+
+        Args:
+            uri: Where it is.
+            etag: The version that was planned; None: the one found.
+            sha256: The content that was planned; given (and digests computed), it counts instead of the etag.
+        """
         start = time.perf_counter()
         row: dict[str, Any] = {field.name: None for field in EXTRACT_FIELDS}
-        try:
-            sampled, stat = self._sandbox.decode(uri, self._config.frame_policy, self._config.limits, etag=etag)
-            if sampled.frames and all(frame.damaged for frame in sampled.frames):
-                raise Corrupt(f"{uri}: all {len(sampled.frames)} wanted frames are damaged")
-        except TypedError as error:
-            row |= {"reason": error.reason, "retryable": error.retryable, "message": str(error)[:500]}
-        else:
+        for num_tries in range(1, self._config.max_tries + 1):
+            row["num_tries"] = num_tries
+            try:
+                decoded = self._decode(uri, etag, sha256)
+            except TypedError as error:
+                row |= {"reason": error.reason, "retryable": error.retryable, "message": str(error)[:500]}
+                if num_tries == self._config.max_tries or not self._may_pass(error, num_tries, pinned=etag or sha256):
+                    break
+                time.sleep(self._config.retry_wait_s * 4 ** (num_tries - 1))
+                continue
+            sampled = decoded.sampled
             crops = extract_faces(sampled.frames, self._config.face_policy, self._detector)
             row |= {
-                "read_etag": stat.etag,
-                "read_bytes": stat.size_bytes,
+                "reason": None,
+                "retryable": None,
+                "message": None,
+                "read_etag": decoded.stat.etag,
+                "read_sha256": decoded.sha256,
+                "read_bytes": decoded.stat.size_bytes,
+                "fetched_bytes": decoded.fetched_bytes,
                 "num_frames": len(sampled.frames),
                 "num_faces": len(crops.crops),
                 "dropped": list(crops.dropped.items()),
                 "crops": crops.crops.tobytes(),
                 "faces": face_rows(crops),
             }
+            break
         row["extract_s"] = time.perf_counter() - start
         return row
+
+    def _decode(self, uri: str, etag: str | None, sha256: str | None) -> Decoded:
+        config = self._config
+        expected = sha256 if config.with_digest else None
+        decoded = self._sandbox.decode(
+            uri,
+            config.frame_policy,
+            config.limits,
+            etag=None if expected else etag,
+            with_digest=config.with_digest,
+        )
+        if expected is not None and decoded.sha256 != expected.lower():
+            raise ObjectChanged(f"{uri}: changed: its sha256 is {decoded.sha256}, expected {expected}")
+        frames = decoded.sampled.frames
+        if frames and all(frame.damaged for frame in frames):
+            raise Corrupt(f"{uri}: all {len(frames)} wanted frames are damaged")
+        return decoded
+
+    @staticmethod
+    def _may_pass(error: TypedError, num_tries: int, *, pinned: str | None) -> bool:
+        """Is another try worth it?"""
+        if isinstance(error, ObjectChanged):
+            return pinned is None  # the planned version is gone for good
+        if isinstance(error, DecoderCrashed | OutOfMemory):
+            return num_tries == 1  # the process may have been killed for what its neighbours took
+        return error.retryable
 
 
 def face_rows(crops: FaceCrops) -> list[dict[str, Any]]:
@@ -131,7 +183,8 @@ def extract_stage(config: ExtractConfig) -> Callable[[pa.Table], Iterator[pa.Tab
         extractor = _extractor(config)
         for index in range(batch.num_rows):
             one = batch.slice(index, 1)
-            values = extractor.extract(one["uri"][0].as_py(), one["etag"][0].as_py())
+            expected = [one[name][0].as_py() if name in one.column_names else None for name in ("etag", "sha256")]
+            values = extractor.extract(one["uri"][0].as_py(), *expected)
             for field in EXTRACT_FIELDS:
                 one = one.append_column(field, pa.array([values[field.name]], type=field.type))
             yield one

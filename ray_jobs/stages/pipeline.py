@@ -1,8 +1,12 @@
 """The way of a video through Ray Data, from a list of videos to rows that arrive at the driver."""
 
 import math
+import queue
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
 
 import pyarrow as pa
 import ray.data
@@ -11,7 +15,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from infra.storage import Storage
 from ray_jobs.stages.extract import ExtractConfig, extract_stage
-from ray_jobs.stages.predict import PredictStage, ShippedScorer
+from ray_jobs.stages.predict import CarriedScorer, PredictStage, ShippedScorer
 
 
 class Resources(BaseModel):
@@ -45,7 +49,10 @@ def extracted(videos: ray.data.Dataset, config: ExtractConfig, resources: Resour
 
 
 def scored(
-    videos: ray.data.Dataset, config: ExtractConfig, scorers: list[ShippedScorer], resources: Resources
+    videos: ray.data.Dataset,
+    config: ExtractConfig,
+    scorers: Sequence[ShippedScorer | CarriedScorer],
+    resources: Resources,
 ) -> ray.data.Dataset:
     """Videos (``video_id, uri, etag, due_tasks, …``) to rows with one prediction column a task."""
     ds = extracted(videos, config, resources)
@@ -65,6 +72,62 @@ def scored(
 def arriving(ds: ray.data.Dataset) -> Iterator[pa.Table]:
     """Blocks of result rows, in the order in which they are done."""
     yield from ds.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+class Arrivals:
+    """Result rows from a thread of its own, so that the consumer can look at the clock and at signals in between.
+
+    Iterating gives a table as soon as there is one, and None whenever ``poll_s`` have passed without. An error of the
+    pipeline is raised where its rows would have come.
+    """
+
+    def __init__(self, ds: ray.data.Dataset, poll_s: float = 0.5) -> None:
+        self._poll_s = poll_s
+        self._stop = threading.Event()
+        # Small: what waits here is not committed yet, and Ray holds back the pipeline when nobody takes.
+        self._queue: queue.Queue[pa.Table | BaseException | None] = queue.Queue(maxsize=4)
+        self._thread = threading.Thread(target=self._run, args=(ds,), name="arrivals", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Tell the pipeline to end; it does so with its next block."""
+        self._stop.set()
+
+    def __iter__(self) -> Iterator[pa.Table | None]:
+        while True:
+            try:
+                item = self._queue.get(timeout=self._poll_s)
+            except queue.Empty:
+                yield None
+                continue
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def _run(self, ds: ray.data.Dataset) -> None:
+        try:
+            for rows in arriving(ds):
+                self._put(rows)
+                if self._stop.is_set():
+                    return
+            self._put(None)
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: pa.Table | BaseException | None) -> None:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=self._poll_s)
+                return
+            except queue.Full:
+                continue
 
 
 def check_resources(resources: Resources, cluster: dict[str, float]) -> str | None:

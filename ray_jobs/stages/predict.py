@@ -1,6 +1,8 @@
 """Predict from crops with every due scorer. Runs as a pool of actors, on GPUs where there are any."""
 
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +17,24 @@ from ray_jobs.score_table import scorer_uri
 from ray_jobs.stages.extract import unpack_crops
 
 SCORER_FILES = (WEIGHTS_FILE, MANIFEST_FILE, DIGEST_FILE)
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedScorer:
+    """A scorer's files in memory, for a run that writes nothing: they travel to the actors through Ray."""
+
+    task: str
+    digest: str
+    files: dict[str, bytes] = field(repr=False)
+
+    @classmethod
+    def carry(cls, directory: Path, task: str, digest: str) -> "CarriedScorer":
+        """Read a scorer directory."""
+        return cls(task, digest, {name: (directory / name).read_bytes() for name in SCORER_FILES})
+
+    def load(self, device: str, storage: Storage) -> Predictor:
+        """A predictor from the files; its digest is checked again."""
+        return _load(self.files, self.digest, device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +59,63 @@ class ShippedScorer:
 
     def load(self, device: str, storage: Storage) -> Predictor:
         """A predictor from the copy; its digest is checked again."""
-        with TemporaryDirectory(prefix="facereel-") as folder:
-            for name in SCORER_FILES:
-                (Path(folder) / name).write_bytes(storage.read_all(join(self.uri, name)))
-            return Predictor(load_scorer(Path(folder), expected_digest=self.digest), device=device)
+        return _load({name: storage.read_all(join(self.uri, name)) for name in SCORER_FILES}, self.digest, device)
+
+
+def _load(files: dict[str, bytes], digest: str, device: str) -> Predictor:
+    with TemporaryDirectory(prefix="facereel-") as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        return Predictor(load_scorer(Path(folder), expected_digest=digest), device=device)
+
+
+def face_schema(task: str) -> pa.Schema:
+    """What is kept of a task's prediction for each face: its output columns that are single values."""
+    return pa.schema([column for column in get_task(task).output_schema() if not pa.types.is_list(column.type)])
+
+
+def faces_column(task: str) -> str:
+    """The column of a batch that holds a task's predictions for each face."""
+    return f"{task}_faces"
 
 
 class PredictStage:
-    """The Ray Data actor: replaces ``crops`` by one struct column a task, null where a video is not due or has no face.
+    """The Ray Data actor: replaces ``crops`` by two columns a task, null where a video is not due or has no face.
 
-    The column ``due_tasks`` (list of task names) says which tasks a row is due for.
+    ``TASK`` is a struct of the task's output columns, ``TASK_faces`` a list of structs, one a face (`face_schema`), and
+    ``predict_s`` the seconds that a row took. The column ``due_tasks`` (list of task names) says what a row is due for.
     """
 
-    def __init__(self, scorers: list[ShippedScorer], storage: Storage, device: str = "auto") -> None:
+    def __init__(
+        self, scorers: Sequence[ShippedScorer | CarriedScorer], storage: Storage, device: str = "auto"
+    ) -> None:
         self._predictors = {scorer.task: scorer.load(device, storage) for scorer in scorers}
+        for predictor in self._predictors.values():
+            predictor.warm_up()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rows with crops to rows with predictions, in the same order."""
         due = batch["due_tasks"].to_pylist()
         crops = batch["crops"].to_pylist()
         batch = batch.drop_columns(["crops"])
+        start = time.perf_counter()
         for task, predictor in self._predictors.items():
             rows = [row for row in range(len(due)) if task in due[row] and crops[row]]
             size = predictor.scorer.manifest.face_policy.crop_size
             predictions = predictor.predict([unpack_crops(crops[row], size) for row in rows])
             values: list[dict[str, Any] | None] = [None] * len(due)
+            faces: list[list[dict[str, Any]] | None] = [None] * len(due)
+            columns = face_schema(task)
             for row, prediction in zip(rows, predictions, strict=True):
                 values[row] = prediction.columns
+                by_face = zip(*(prediction.faces[name] for name in columns.names), strict=True)
+                faces[row] = [dict(zip(columns.names, one, strict=True)) for one in by_face]
             batch = batch.append_column(task, pa.array(values, type=pa.struct(get_task(task).output_schema())))
-        return batch
+            batch = batch.append_column(faces_column(task), pa.array(faces, type=pa.list_(pa.struct(columns))))
+        return batch.append_column("predict_s", _shared_out(time.perf_counter() - start, crops))
+
+
+def _shared_out(seconds: float, crops: list[bytes | None]) -> pa.Array:
+    """A batch's seconds, shared out among its rows by the crops of each."""
+    sizes = [len(data or b"") for data in crops]
+    return pa.array([seconds * size / max(1, sum(sizes)) for size in sizes], type=pa.float32())

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -11,7 +12,48 @@ import pyarrow.compute as pc
 from infra.tables import DeltaStore
 from models.tasks.base import get_task
 from ray_jobs.score_table import QUARANTINE, score_table
-from ray_jobs.stages.extract import EXTRACT_FIELDS
+from ray_jobs.stages.extract import EXTRACT_FIELDS, FACE_TYPE
+from ray_jobs.stages.predict import face_schema, faces_column
+
+_RUN_FIELDS = [pa.field("run_id", pa.string()), pa.field("committed_at", pa.timestamp("us", tz="UTC"))]
+# What an arriving row holds beside the catalog's columns; nothing of it passes through by itself.
+_OWN_COLUMNS = {column.name for column in EXTRACT_FIELDS} | {
+    "etag",
+    "sha256",
+    "size",
+    "due_tasks",
+    "attempts",
+    "predict_s",
+}
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        *[pa.field(name, pa.string()) for name in ("video_id", "uri", "etag", "sha256", "policy", "reason")],
+        pa.field("retryable", pa.bool_()),
+        pa.field("attempts", pa.int32()),
+        pa.field("message", pa.string()),
+        pa.field("extract_s", pa.float32()),
+        *_RUN_FIELDS,
+    ]
+)
+
+
+def score_schema(task: str) -> pa.Schema:
+    """The columns of a task's score table; what passes through from the catalog comes after them."""
+    return pa.schema(
+        [
+            *[pa.field(name, pa.string()) for name in ("video_id", "uri", "etag", "sha256")],
+            pa.field("size_bytes", pa.int64()),
+            *[pa.field(name, pa.string()) for name in ("policy", "scorer", "scorer_version", "status")],
+            *get_task(task).output_schema(),
+            pa.field("num_frames", pa.int32()),
+            pa.field("num_faces", pa.int32()),
+            pa.field("dropped", pa.map_(pa.string(), pa.int32())),
+            pa.field("faces", pa.list_(pa.struct([*FACE_TYPE, *face_schema(task)]))),
+            pa.field("extract_s", pa.float32()),
+            *_RUN_FIELDS,
+        ]
+    )
 
 
 @dataclass(slots=True)
@@ -23,18 +65,20 @@ class SinkConfig:
     scorers: dict[str, tuple[str, str]]  # task -> (digest, version)
     commit_every_s: float = 30.0
     commit_every_rows: int = 10_000
+    with_faces: bool = True
 
 
 @dataclass(slots=True)
 class Outcome:
-    """The running account: each video of the plan ends in exactly one of these."""
+    """The running account of what is committed: each video of the plan ends in exactly one of these."""
 
     scored: int = 0
     no_face: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     num_faces: int = 0
-    read_bytes: int = 0
+    fetched_bytes: int = 0
     extract_s: float = 0.0
+    predict_s: float = 0.0
     num_commits: int = 0
 
     @property
@@ -44,33 +88,54 @@ class Outcome:
 
 
 class ScoreSink:
-    """Collects result rows and commits them; only rows that were committed count as done."""
+    """Collects result rows and commits them; only rows that were committed count as done.
 
-    def __init__(self, store: DeltaStore, config: SinkConfig) -> None:
+    Args:
+        store: where the tables are.
+        config: what goes into the rows.
+        before_commit: called before each table's commit; raises where this process must not write any more.
+    """
+
+    def __init__(self, store: DeltaStore, config: SinkConfig, before_commit: Callable[[], None] = lambda: None) -> None:
         self.outcome = Outcome()
         self._store = store
         self._config = config
+        self._before_commit = before_commit
         self._pending: list[pa.Table] = []
         self._sequence = 0
         self._last_commit = time.monotonic()
 
+    @property
+    def num_pending(self) -> int:
+        """Rows that wait for the next commit."""
+        return sum(table.num_rows for table in self._pending)
+
     def add(self, rows: pa.Table) -> None:
-        """Take rows from the pipeline; commits when enough rows or seconds have gathered."""
+        """Take rows from the pipeline."""
         self._pending.append(rows)
-        num_pending = sum(table.num_rows for table in self._pending)
+
+    def tick(self) -> bool:
+        """Commit if enough rows or seconds have gathered; whether it did."""
         waited_s = time.monotonic() - self._last_commit
-        if num_pending >= self._config.commit_every_rows or waited_s >= self._config.commit_every_s:
-            self.commit()
+        if not self._pending or (
+            self.num_pending < self._config.commit_every_rows and waited_s < self._config.commit_every_s
+        ):
+            return False
+        self.commit()
+        return True
 
     def commit(self) -> None:
-        """Commit what is pending: one Delta commit a table that has rows."""
+        """Commit what is pending: one Delta commit a table that has rows.
+
+        Raises:
+            TypedError: a table cannot be written, or no longer by this process; the rows stay pending.
+        """
         self._last_commit = time.monotonic()
         if not self._pending:
             return
         rows = pa.concat_tables(self._pending, promote_options="permissive")
-        self._pending = []
-        self._sequence += 1
         failed = pc.is_valid(rows["reason"])
+        sequence = self._sequence + 1
         for name, table in [
             (QUARANTINE, self._quarantine_rows(rows.filter(failed))),
             *[
@@ -79,61 +144,84 @@ class ScoreSink:
             ],
         ]:
             if table.num_rows:
-                self._store.append(name, table, run_id=self._config.run_id, sequence=self._sequence)
+                self._before_commit()
+                self._store.append(name, table, run_id=self._config.run_id, sequence=sequence)
                 self.outcome.num_commits += 1
+        self._sequence = sequence
+        self._pending = []
         self._count(rows)
+        self._last_commit = time.monotonic()
 
     def _count(self, rows: pa.Table) -> None:
         reasons = rows["reason"].to_pylist()
         faces = rows["num_faces"].to_pylist()
-        self.outcome.quarantined.update(reason for reason in reasons if reason is not None)
-        self.outcome.scored += sum(bool(num) for num in faces)
-        self.outcome.no_face += sum(num == 0 for num in faces)
-        self.outcome.num_faces += sum(num or 0 for num in faces)
-        self.outcome.read_bytes += pc.sum(rows["read_bytes"]).as_py() or 0
-        self.outcome.extract_s += pc.sum(rows["extract_s"]).as_py() or 0.0
+        outcome = self.outcome
+        outcome.quarantined.update(reason for reason in reasons if reason is not None)
+        outcome.scored += sum(bool(num) for num in faces)
+        outcome.no_face += sum(num == 0 for num in faces)
+        outcome.num_faces += sum(num or 0 for num in faces)
+        outcome.fetched_bytes += pc.sum(rows["fetched_bytes"]).as_py() or 0
+        outcome.extract_s += pc.sum(rows["extract_s"]).as_py() or 0.0
+        outcome.predict_s += pc.sum(rows["predict_s"]).as_py() or 0.0
 
     def _score_rows(self, rows: pa.Table, task: str) -> pa.Table:
-        """Score rows of one task: key, status, the task's columns, then what passed through from the catalog."""
+        """Score rows of one task: the columns of `score_schema`, then what passed through from the catalog."""
         due = pa.array([task in tasks for tasks in rows["due_tasks"].to_pylist()], type=pa.bool_())
         rows = rows.filter(due)
         digest, version = self._config.scorers[task]
-        status = pc.if_else(pc.greater(rows["num_faces"], 0), "scored", "no_face")
-        columns: dict[str, pa.ChunkedArray | pa.Array] = {
-            "video_id": rows["video_id"],
-            "uri": rows["uri"],
+        values: dict[str, pa.ChunkedArray | pa.Array | pa.Scalar] = {
             "etag": rows["read_etag"],
+            "sha256": rows["read_sha256"],
             "size_bytes": rows["read_bytes"],
-            "policy": _constant(self._config.policy, rows),
-            "scorer": _constant(digest, rows),
-            "scorer_version": _constant(version, rows),
-            "status": status,
+            "scorer": pa.scalar(digest),
+            "scorer_version": pa.scalar(version),
+            "status": pc.if_else(pc.greater(rows["num_faces"], 0), "scored", "no_face"),
+            "faces": self._faces(rows, task),
         }
         for column in get_task(task).output_schema():
-            columns[column.name] = pc.struct_field(rows[task], column.name)
-        for name in ("num_frames", "num_faces", "dropped", "faces", "extract_s"):
-            columns[name] = rows[name]
-        columns |= self._passed_through(rows, columns) | self._run_columns(rows)
-        return pa.table(columns)
+            values[column.name] = pc.struct_field(rows[task], column.name)
+        table = self._table(score_schema(task), rows, values)
+        taken = {*_OWN_COLUMNS, *table.column_names}
+        for other in self._config.scorers:
+            taken |= {other, faces_column(other)}
+        for name in rows.column_names:
+            if name not in taken:
+                table = table.append_column(rows.schema.field(name), rows[name])
+        return table
+
+    def _faces(self, rows: pa.Table, task: str) -> pa.Array | pa.Scalar:
+        """What was found in each face, and what the task says of it: one list of structs a row."""
+        kind = score_schema(task).field("faces").type
+        if not self._config.with_faces:
+            return pa.scalar(None, type=kind)
+        found, said = (rows[name].to_pylist() for name in ("faces", faces_column(task)))
+        both = [
+            None if faces is None else [face | answer for face, answer in zip(faces, answers or [], strict=True)]
+            for faces, answers in zip(found, said, strict=True)
+        ]
+        return pa.array(both, type=kind)
 
     def _quarantine_rows(self, rows: pa.Table) -> pa.Table:
-        columns: dict[str, pa.ChunkedArray | pa.Array] = {name: rows[name] for name in ("video_id", "uri", "etag")}
-        columns["policy"] = _constant(self._config.policy, rows)
-        columns |= {name: rows[name] for name in ("reason", "retryable", "message", "extract_s")}
-        return pa.table(columns | self._run_columns(rows))
+        values = {
+            "attempts": pc.add(rows["attempts"], rows["num_tries"]),
+            "sha256": rows["sha256"] if "sha256" in rows.column_names else pa.scalar(None, type=pa.string()),
+        }
+        return self._table(QUARANTINE_SCHEMA, rows, values)
 
-    def _run_columns(self, rows: pa.Table) -> dict[str, pa.Array]:
-        now = pa.scalar(datetime.now(UTC), type=pa.timestamp("us", tz="UTC"))
-        return {"run_id": _constant(self._config.run_id, rows), "committed_at": pa.repeat(now, rows.num_rows)}
-
-    def _passed_through(
-        self, rows: pa.Table, taken: dict[str, pa.ChunkedArray | pa.Array]
-    ) -> dict[str, pa.ChunkedArray]:
-        own = (
-            {extracted.name for extracted in EXTRACT_FIELDS} | {"etag", "size", "due_tasks"} | set(self._config.scorers)
-        )
-        return {name: rows[name] for name in rows.column_names if name not in own and name not in taken}
-
-
-def _constant(value: str, rows: pa.Table) -> pa.Array:
-    return pa.repeat(pa.scalar(value, type=pa.string()), rows.num_rows)
+    def _table(
+        self, schema: pa.Schema, rows: pa.Table, values: dict[str, pa.ChunkedArray | pa.Array | pa.Scalar]
+    ) -> pa.Table:
+        """The schema's columns: given values (a scalar stands in every row), else the rows' own column of the name."""
+        constants = {
+            "policy": pa.scalar(self._config.policy),
+            "run_id": pa.scalar(self._config.run_id),
+            "committed_at": pa.scalar(datetime.now(UTC), type=pa.timestamp("us", tz="UTC")),
+        }
+        columns = []
+        for column in schema:
+            value = values.get(column.name, constants.get(column.name))
+            value = rows[column.name] if value is None else value
+            if isinstance(value, pa.Scalar):
+                value = pa.repeat(value, rows.num_rows)
+            columns.append(value.cast(column.type))
+        return pa.table(columns, schema=schema)

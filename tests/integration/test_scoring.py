@@ -116,10 +116,11 @@ def test_a_crash_loses_only_what_was_not_committed(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Crashing(ScoreSink):
-        def add(self, rows: Any) -> None:
-            super().add(rows)
+        def tick(self) -> bool:
+            has_committed = super().tick()
             if self.outcome.done >= 8:
                 raise ConnectionAbortedError("as if the driver had died")
+            return has_committed
 
     monkeypatch.setattr(scoring, "ScoreSink", Crashing)
     with pytest.raises(ConnectionAbortedError):

@@ -1,15 +1,20 @@
 """The plan: each (video, task) is in exactly one state, decided from the tables alone."""
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage import Storage
 from infra.tables import DeltaStore
+from ray_jobs import planning
 from ray_jobs.planning import DUE, STATES, Plan, make_plan
 from ray_jobs.score_table import QUARANTINE, score_table
 
@@ -29,25 +34,34 @@ def scored(folder: Path, video_id: str, etag: str | None, *, policy: str = POLIC
     _append(folder, score_table("fs2k"), columns)
 
 
-def quarantined(folder: Path, video_id: str, etag: str | None, reason: str, *, policy: str = POLICY) -> None:
+def quarantined(
+    folder: Path, video_id: str, etag: str | None, reason: str, *, policy: str = POLICY, attempts: int = 1
+) -> None:
     columns = {"video_id": video_id, "uri": f"/{video_id}.mp4", "etag": etag, "policy": policy, "reason": reason}
-    _append(folder, QUARANTINE, columns)
+    retryable = reason.startswith("storage")
+    _append(folder, QUARANTINE, columns | {"retryable": retryable, "attempts": attempts})
 
 
-def _append(folder: Path, table: str, columns: dict[str, str | None]) -> None:
+def _append(folder: Path, table: str, columns: dict[str, Any]) -> None:
     store = DeltaStore(str(folder / "tables"), Storage())
-    rows = pa.table({name: pa.array([value], pa.string()) for name, value in columns.items()})
+    types = {"retryable": pa.bool_(), "attempts": pa.int32()}
+    rows = pa.table({name: pa.array([value], types.get(name, pa.string())) for name, value in columns.items()})
+    rows = rows.append_column("committed_at", pa.array([datetime.now(UTC)], pa.timestamp("us", tz="UTC")))
     store.append(table, rows, run_id=f"run-{store.num_rows(table)}", sequence=1)
 
 
-def plan(folder: Path, catalog: str, *, retry: frozenset[str] = frozenset()) -> Plan:
+def plan(folder: Path, catalog: str, **options: Any) -> Plan:
     return make_plan(
-        catalog, str(folder / "tables"), policy=POLICY, scorers={"fs2k": SCORER}, settings=Settings(), retry=retry
+        catalog, str(folder / "tables"), policy=POLICY, scorers={"fs2k": SCORER}, settings=Settings(), **options
     )
 
 
 def states(found: Plan) -> dict[str, str]:
-    return dict(found.connection.execute("SELECT video_id, state FROM state_fs2k").fetchall())
+    return dict(
+        found.connection.execute(
+            "SELECT video_id, state FROM state_fs2k s JOIN catalog c ON c.rowid = s.row"
+        ).fetchall()
+    )
 
 
 def due(found: Plan) -> list[str]:
@@ -93,7 +107,10 @@ def test_each_state(tmp_path: Path) -> None:
         "adult": "new",
         "out": "opted_out",
     }
-    assert due(found) == ["adult", "changed", "mended", "new", "policy", "scorer"]
+    assert due(found) == ["new", "changed", "policy", "scorer", "mended", "adult"]  # as the catalog has them
+    assert found.examples["fs2k"]["new"] == ["new", "mended", "adult"]
+    assert found.examples["fs2k"]["done"] == ["done"]
+    assert found.reasons == {"truncated": 1}
     assert sum(found.counts["fs2k"].values()) == found.num_videos == 10
     assert found.num_due == 6
 
@@ -113,6 +130,75 @@ def test_retry_plans_the_named_reason_again(tmp_path: Path) -> None:
     assert due(plan(tmp_path, catalog)) == []
     assert due(plan(tmp_path, catalog, retry=frozenset({"not_found"}))) == ["a"]
     assert due(plan(tmp_path, catalog, retry=frozenset({"all"}))) == ["a", "b"]
+
+
+def test_retryable_failures_stand_apart_and_come_back_with_their_attempts(tmp_path: Path) -> None:
+    quarantined(tmp_path, "a", "1", "storage_timeout", attempts=3)
+    quarantined(tmp_path, "a", "1", "storage_timeout", attempts=6)
+    quarantined(tmp_path, "b", "1", "truncated")
+    catalog = write_catalog(tmp_path, video("a", "1"), video("b", "1"), video("c", "1"))
+    assert states(plan(tmp_path, catalog)) == {"a": "quarantined_retryable", "b": "quarantined", "c": "new"}
+    again = plan(tmp_path, catalog, retry=frozenset({"retryable"}))
+    assert states(again)["a"] == "retry"
+    assert [(row["video_id"], row["attempts"]) for row in again.due().read_all().to_pylist()] == [("a", 6), ("c", 0)]
+
+
+def test_the_newest_reason_of_a_video_counts(tmp_path: Path) -> None:
+    quarantined(tmp_path, "a", "1", "storage_timeout")
+    quarantined(tmp_path, "a", "1", "corrupt")
+    catalog = write_catalog(tmp_path, video("a", "1"))
+    assert due(plan(tmp_path, catalog, retry=frozenset({"storage_timeout"}))) == []
+    assert due(plan(tmp_path, catalog, retry=frozenset({"corrupt"}))) == ["a"]
+
+
+def test_an_opt_out_list_leaves_out_videos_and_creators(tmp_path: Path) -> None:
+    catalog = write_catalog(
+        tmp_path, video("a", "1", creator_id="x"), video("b", "1", creator_id="y"), video("c", "1"), video("d", "1")
+    )
+    listed = tmp_path / "out.csv"
+    listed.write_text("video_id,creator_id\nc,\n,x\n")
+    assert states(plan(tmp_path, catalog, opt_out=str(listed))) == {
+        "a": "opted_out",
+        "b": "new",
+        "c": "opted_out",
+        "d": "new",
+    }
+    listed.write_text("name\nx\n")
+    with pytest.raises(UserError, match="column video_id or creator_id; it has name"):
+        plan(tmp_path, catalog, opt_out=str(listed))
+
+
+def test_by_digest_the_etag_does_not_matter(tmp_path: Path) -> None:
+    key = {"policy": POLICY, "scorer": SCORER}
+    for name in ("copied", "changed"):
+        _append(tmp_path, score_table("fs2k"), {"video_id": name, "uri": "/old", "etag": "1", "sha256": "d1", **key})
+    catalog = write_catalog(
+        tmp_path, video("copied", "2", sha256="d1"), video("changed", "1", sha256="d2"), video("new", "1", sha256="d3")
+    )
+    assert states(plan(tmp_path, catalog, content="sha256")) == {
+        "copied": "done",
+        "changed": "stale_content",
+        "new": "new",
+    }
+    with pytest.raises(UserError, match="column sha256"):
+        plan(tmp_path, write_catalog(tmp_path, video("a", "1")), content="sha256")
+
+
+def test_the_due_list_is_written_as_files_and_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "DUE_ROWS_PER_FILE", 4)
+    with plan(tmp_path, write_catalog(tmp_path, *(video(f"v{n:02}", "1", views=n) for n in range(10)))) as found:
+        found.write_due(str(tmp_path / "due"), Storage())
+        sample = found.sample(4, seed=1)
+        assert found.sample(99, seed=1).num_rows == 10
+    files = sorted((tmp_path / "due").iterdir())
+    tables = [pq.read_table(file) for file in files]
+    assert [table.num_rows for table in tables] == [4, 4, 2]
+    rows = pa.concat_tables(tables).sort_by("video_id").to_pylist()
+    assert [(row["video_id"], row["views"], row["due_tasks"], row["attempts"]) for row in rows] == [
+        (f"v{n:02}", n, ["fs2k"], 0) for n in range(10)
+    ]
+    assert len(set(sample["video_id"].to_pylist())) == sample.num_rows == 4
+    assert sample.schema.names == tables[0].schema.names
 
 
 def test_what_was_scored_after_its_quarantine_is_done(tmp_path: Path) -> None:
@@ -139,8 +225,11 @@ def test_two_tasks_are_due_each_for_itself(tmp_path: Path) -> None:
     assert found.counts["attractiveness"]["new"] == 2
 
 
-def test_a_plan_writes_nothing(tmp_path: Path) -> None:
-    plan(tmp_path, write_catalog(tmp_path, video("a")))
+def test_a_plan_writes_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    with plan(tmp_path, write_catalog(tmp_path, video("a"))) as found:
+        folder = Path(found.folder.name)
+        assert folder.is_dir()
+    assert not folder.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["catalog.csv"]
 
 

@@ -1,5 +1,6 @@
 """A child process decodes: whatever becomes of it, one video pays."""
 
+import hashlib
 import os
 import signal
 import struct
@@ -43,9 +44,16 @@ def video(tmp_path) -> str:
 
 
 def assert_decodes(sandbox: DecodeSandbox, uri: str) -> None:
-    sampled, stat = sandbox.decode(uri, POLICY, LIMITS)
+    sampled, stat, *_ = sandbox.decode(uri, POLICY, LIMITS)
     assert [frame.index for frame in sampled.frames] == [0, 20, 40, 60, 80]
     assert stat.size_bytes == len(file_of("h264_b"))
+
+
+def test_the_digest_is_of_the_whole_object(shared, video):
+    plain, digested = (shared.decode(video, POLICY, LIMITS, with_digest=flag) for flag in (False, True))
+    assert plain.sha256 is None
+    assert digested.sha256 == hashlib.sha256(file_of("h264_b")).hexdigest()
+    assert 0 < plain.fetched_bytes <= digested.fetched_bytes
 
 
 @pytest.mark.parametrize("name", ["h264_b", "h264_avi", "vp9", "h264_raw"])
@@ -54,7 +62,7 @@ def test_frames_cross_unchanged(shared, tmp_path, name, mode):
     policy = FramePolicy(indices=(3, 25, 70), mode=mode)
     path = tmp_path / name
     path.write_bytes(file_of(name))
-    sampled, stat = shared.decode(str(path), policy, LIMITS)
+    sampled, stat, *_ = shared.decode(str(path), policy, LIMITS)
     with path.open("rb") as source:
         expected = decode_frames(source, policy, LIMITS, name=name)
     assert stat == Storage().stat(str(path))

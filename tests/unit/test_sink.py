@@ -6,12 +6,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from infra.leases import LeaseLost
 from infra.storage import Storage
 from infra.tables import DeltaStore
 from models.tasks.base import get_task
 from ray_jobs.score_table import QUARANTINE, score_table
 from ray_jobs.stages.extract import EXTRACT_FIELDS
-from ray_jobs.stages.sink import ScoreSink, SinkConfig
+from ray_jobs.stages.predict import face_schema, faces_column
+from ray_jobs.stages.sink import QUARANTINE_SCHEMA, ScoreSink, SinkConfig, score_schema
 
 TASKS = ("attractiveness", "fs2k")
 PREDICTION: dict[str, dict[str, Any]] = {
@@ -27,12 +29,15 @@ def result(video_id: str, *, reason: str | None = None, num_faces: int = 1, due:
         "reason": reason,
         "retryable": False if failed else None,
         "message": "it broke" if failed else None,
+        "num_tries": 2 if failed else 1,
         "read_etag": None if failed else "e2",
+        "read_sha256": None,
+        "fetched_bytes": None if failed else 600,
         "read_bytes": None if failed else 1000,
         "num_frames": None if failed else 10,
         "num_faces": None if failed else num_faces,
         "dropped": None if failed else [("no_face", 10 - num_faces)],
-        "faces": None if failed else [],
+        "faces": None if failed else [{"frame_index": 50 * face, "sharpness": 9.0} for face in range(num_faces)],
         "extract_s": 0.5,
     }
     columns: dict[str, pa.Array] = {
@@ -42,6 +47,8 @@ def result(video_id: str, *, reason: str | None = None, num_faces: int = 1, due:
         "size": pa.array([None], pa.int64()),
         "views": pa.array([7]),
         "due_tasks": pa.array([list(due)]),
+        "attempts": pa.array([3], pa.int32()),
+        "predict_s": pa.array([0.25], pa.float32()),
     }
     for field in EXTRACT_FIELDS:
         if field.name != "crops":
@@ -49,6 +56,9 @@ def result(video_id: str, *, reason: str | None = None, num_faces: int = 1, due:
     for task in TASKS:
         value = PREDICTION[task] if not failed and num_faces and task in due else None
         columns[task] = pa.array([value], type=pa.struct(get_task(task).output_schema()))
+        faces = None if value is None else [value | {"score_distribution": None}] * num_faces
+        kind = pa.list_(pa.struct(face_schema(task)))
+        columns[faces_column(task)] = pa.array([faces], type=kind)
     return pa.table(columns)
 
 
@@ -87,7 +97,60 @@ def test_rows_end_where_they_belong_and_the_account_adds_up(store: DeltaStore) -
     assert read(store, QUARANTINE)["c"]["etag"] == "e1"  # the plan's: nothing was read
     outcome = sink.outcome
     assert (outcome.scored, outcome.no_face, dict(outcome.quarantined)) == (1, 1, {"truncated": 1})
-    assert (outcome.done, outcome.num_faces, outcome.read_bytes) == (3, 3, 2000)
+    assert (outcome.done, outcome.num_faces, outcome.fetched_bytes) == (3, 3, 1200)
+    assert (outcome.extract_s, outcome.predict_s) == (1.5, 0.75)
+    assert read(store, QUARANTINE)["c"]["attempts"] == 5  # three before this run, two in it
+
+
+def test_each_face_keeps_what_was_found_and_what_was_said(store: DeltaStore) -> None:
+    sink = make_sink(store)
+    sink.add(pa.concat_tables([result("a", num_faces=2), result("b", num_faces=0)]))
+    sink.commit()
+    rows = read(store, score_table("fs2k"))
+    assert [(face["frame_index"], face["smile"], face["hair_color"]) for face in rows["a"]["faces"]] == [
+        (0, True, "red"),
+        (50, True, "red"),
+    ]
+    assert rows["b"]["faces"] == []
+    assert read(store, score_table("attractiveness"))["a"]["faces"][1]["score"] == pytest.approx(80.5)
+
+
+def test_faces_can_be_left_out(store: DeltaStore) -> None:
+    sink = make_sink(store, with_faces=False)
+    sink.add(result("a"))
+    sink.commit()
+    row = read(store, score_table("fs2k"))["a"]
+    assert (row["faces"], row["num_faces"], row["smile"]) == (None, 1, True)
+
+
+def test_the_columns_are_those_of_the_schema_then_the_catalogs(store: DeltaStore) -> None:
+    sink = make_sink(store)
+    sink.add(pa.concat_tables([result("a"), result("b", reason="corrupt")]))
+    sink.commit()
+    for name, schema, more in (
+        (score_table("fs2k"), score_schema("fs2k"), ["views"]),
+        (QUARANTINE, QUARANTINE_SCHEMA, []),
+    ):
+        dataset = store.dataset(name)
+        assert dataset is not None
+        assert dataset.schema.names == [*schema.names, *more]
+
+
+def test_rows_stay_pending_while_this_process_may_not_write(store: DeltaStore) -> None:
+    allowed = False
+
+    def check() -> None:
+        if not allowed:
+            raise LeaseLost("gone")
+
+    sink = ScoreSink(store, SinkConfig(run_id="run", policy="p", scorers={"fs2k": ("d", "v")}), check)
+    sink.add(result("a"))
+    with pytest.raises(LeaseLost):
+        sink.commit()
+    assert (sink.num_pending, sink.outcome.done, store.num_rows(score_table("fs2k"))) == (1, 0, 0)
+    allowed = True
+    sink.commit()
+    assert (sink.num_pending, sink.outcome.done, store.num_rows(score_table("fs2k"))) == (0, 1, 1)
 
 
 def test_a_task_that_is_not_due_gets_no_row(store: DeltaStore) -> None:
@@ -102,9 +165,12 @@ def test_a_task_that_is_not_due_gets_no_row(store: DeltaStore) -> None:
 def test_nothing_is_visible_before_its_commit(store: DeltaStore) -> None:
     sink = make_sink(store, commit_every_rows=2, commit_every_s=1e9)
     sink.add(result("a"))
+    assert not sink.tick()
     assert read(store, score_table("fs2k")) == {}
     assert sink.outcome.done == 0
     sink.add(result("b"))
+    assert sink.tick()
+    assert not sink.tick()
     assert sorted(read(store, score_table("fs2k"))) == ["a", "b"]
     assert sink.outcome.done == 2
 
