@@ -124,9 +124,7 @@ class Lease:
 
     def _acquire(self, holder: str, after: int) -> tuple[int, LeaseRecord]:
         while True:
-            found = current_lease(self._storage, self._root)
-            if found is not None and found[1].is_live(datetime.now(UTC)):
-                raise LeaseHeld(_refusal(self._root, found[1]))
+            found = refuse_if_held(self._storage, self._root)
             epoch = max(found[0] if found is not None else 0, after) + 1
             now = datetime.now(UTC)
             record = LeaseRecord(
@@ -145,8 +143,9 @@ class Lease:
                 self._storage.put_if_absent(_uri(self._root, epoch), record.model_dump_json().encode())
             if is_s3(self._root):
                 time.sleep(SETTLE_S)  # some servers let several puts of one moment succeed; the last one stays
-            stored = _read(self._storage, self._root, epoch)
-            if stored is not None and stored.token == record.token:
+            # The newest one, not this one: a slow contender may have made anew what a later holder had cleared.
+            stored = current_lease(self._storage, self._root)
+            if stored is not None and stored[0] == epoch and stored[1].token == record.token:
                 self._forget_before(epoch)
                 return epoch, record
 
@@ -172,6 +171,17 @@ class Lease:
             for stat in list(self._storage.list_prefix(join(self._root, FOLDER))):
                 if _epoch(stat.uri) < epoch:
                     self._storage.delete(stat.uri)
+
+
+def refuse_if_held(storage: Storage, root: str) -> tuple[int, LeaseRecord] | None:
+    """Raise `LeaseHeld` if another process holds the lease now, else what `current_lease` gives; writes nothing.
+
+    An early word for whoever would be refused later, after minutes of preparation.
+    """
+    found = current_lease(storage, root)
+    if found is not None and found[1].is_live(datetime.now(UTC)):
+        raise LeaseHeld(_refusal(root, found[1]))
+    return found
 
 
 def current_lease(storage: Storage, root: str) -> tuple[int, LeaseRecord] | None:

@@ -9,6 +9,7 @@ import pyarrow.csv
 import pyarrow.dataset as pads
 
 from infra.errors import UserError
+from infra.scanning import stream
 from infra.storage import Storage, is_s3, join
 
 TABLE_FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
@@ -101,7 +102,7 @@ def _open_table(uri: str, file_format: str, storage: Storage, connection: duckdb
             f"{uri}: the catalog has no column {' and no column '.join(missing)}; "
             f"it needs {' and '.join(REQUIRED)}, it has {', '.join(dataset.schema.names)}"
         )
-    connection.register("catalog_file", dataset)
+    connection.register("catalog_file", stream(dataset))
     folder = uri.rsplit("/", 1)[0] if "/" in uri else "."
     # Relative uris are relative to the catalog's folder, wherever a worker runs.
     base = join(folder if is_s3(folder) else storage.absolute(folder), "").replace("'", "''")

@@ -1,5 +1,7 @@
 """What the commands print: tables, and progress as a bar on a terminal or a plain line every few seconds elsewhere."""
 
+import os
+import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -13,7 +15,8 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 5.0
 NUM_EXAMPLES = 3  # of ids, in a row of a plan
-console = Console(soft_wrap=True)
+# Logs are wider than the 80 columns that are assumed where there is no terminal to ask.
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150)
 
 
 class RunProgress:

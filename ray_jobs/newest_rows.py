@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
@@ -45,21 +46,22 @@ def newest_sql(source: str, columns: str = "*") -> str:
 
 
 def print_rows(query: NewestRows, settings: Settings, *, limit: int) -> None:
-    """Print up to ``limit`` rows: id, status, the task's single values, and the scorer's version.
+    """Print up to ``limit`` rows: id, status, the task's answers, and the scorer's version.
 
     Raises:
         UserError: There is no such table or scorer.
     """
-    shown = ["video_id", "status", *face_schema(query.task).names, "num_faces", "scorer_version", "committed_at"]
+    answers = [name for name in face_schema(query.task).names if not name.endswith("_p")]  # a screen is narrow
+    shown = ["video_id", "status", *answers, "num_faces", "scorer_version", "committed_at"]
     with _opened(query, settings) as connection:
         columns = ", ".join(f'"{name}"' for name in shown)
-        rows = connection.execute(f"{newest_sql('selected', columns)} ORDER BY video_id LIMIT {limit}").fetchall()
+        found = connection.sql(f"{newest_sql('selected', columns)} ORDER BY video_id LIMIT {limit}").to_arrow_table()
         ((total,),) = connection.execute("SELECT count(DISTINCT video_id) FROM selected").fetchall()
     table = Table(title=f"{query.task}: {min(limit, total):,} of {total:,} videos, each one's newest row")
     for name in shown:
         table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*[_cell(value) for value in row])
+    for row in found.to_pylist():
+        table.add_row(*[_cell(value) for value in row.values()])
     console.print(table)
 
 
@@ -94,7 +96,7 @@ def _opened(query: NewestRows, settings: Settings) -> Iterator[duckdb.DuckDBPyCo
     with TemporaryDirectory(prefix="facereel-results-") as folder:
         connection = duckdb.connect(str(Path(folder) / "results.duckdb"), config={"memory_limit": MEMORY_LIMIT})
         try:
-            connection.execute("SET enable_progress_bar = false")
+            connection.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")
             connection.register("score_rows", dataset)
             conditions = ["true"]
             if query.videos:
@@ -128,4 +130,6 @@ def _quoted(value: str) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return "–"
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
     return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from infra.errors import UserError
+from infra.scanning import stream
 from infra.settings import Settings
 from infra.storage import Storage
 from infra.tables import DeltaStore
@@ -35,7 +36,7 @@ DUE = frozenset({"new", "stale_content", "stale_policy", "stale_scorer", "retry"
 RETRY_ALL, RETRY_RETRYABLE = "all", "retryable"
 NUM_EXAMPLES = 3
 # Of DuckDB; what does not fit goes to files beside its database. Arrow's readers and Python need as much again.
-MEMORY_LIMIT = "1GB"
+MEMORY_LIMIT = "650MB"
 DUE_ROWS_PER_FILE = 50_000
 
 Content = Literal["etag", "sha256"]
@@ -206,7 +207,8 @@ def _excluded(connection: duckdb.DuckDBPyConnection, opt_out: str | None, storag
 
 def _find_quarantined(connection: duckdb.DuckDBPyConnection, store: DeltaStore, policy: str, content: Content) -> None:
     """``quarantined_now``: catalog rows that failed with this content and policy, with the newest reason."""
-    _register(connection, "rows_quarantine", store, QUARANTINE)
+    columns = ["video_id", "uri", "etag", "sha256", "policy", "reason", "retryable", "attempts", "committed_at"]
+    _register(connection, "rows_quarantine", store, QUARANTINE, columns)
     connection.execute(
         f"""
         CREATE TABLE quarantined_now AS
@@ -234,7 +236,8 @@ def _find_states(
 
     The best row of a video decides, in levels: 1 other content, 2 this content, 3 this policy too, 4 this scorer too.
     """
-    _register(connection, "rows_scored", store, score_table(task))
+    columns = ["video_id", "uri", "etag", "sha256", "policy", "scorer"]
+    _register(connection, "rows_scored", store, score_table(task), columns)
     connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE best AS
@@ -304,18 +307,22 @@ def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
     return int(number)
 
 
-# What a plan reads of the tables; a column that a table does not have yet is null.
-_KEY_COLUMNS = {name: pa.string() for name in ("video_id", "uri", "etag", "sha256", "policy", "scorer", "reason")}
-_READ_COLUMNS = _KEY_COLUMNS | {
+# What a plan reads of the tables.
+_COLUMN_TYPES = {
+    **{name: pa.string() for name in ("video_id", "uri", "etag", "sha256", "policy", "scorer", "reason")},
     "retryable": pa.bool_(),
     "attempts": pa.int32(),
     "committed_at": pa.timestamp("us", tz="UTC"),
 }
 
 
-def _register(connection: duckdb.DuckDBPyConnection, view: str, store: DeltaStore, table: str) -> None:
+def _register(
+    connection: duckdb.DuckDBPyConnection, view: str, store: DeltaStore, table: str, columns: Sequence[str]
+) -> None:
+    """Make the rows of a table, which may be absent or lack a column, a view that can be read once."""
     dataset = store.dataset(table)
     if dataset is None:
-        dataset = pads.dataset(pa.schema(_READ_COLUMNS).empty_table())
-    missing = [field for field in pa.schema(_READ_COLUMNS) if field.name not in dataset.schema.names]
-    connection.register(view, dataset.replace_schema(pa.schema([*dataset.schema, *missing])))
+        dataset = pads.dataset(pa.table({name: pa.array([], type=_COLUMN_TYPES[name]) for name in columns}))
+    missing = [pa.field(name, _COLUMN_TYPES[name]) for name in columns if name not in dataset.schema.names]
+    dataset = dataset.replace_schema(pa.schema([*dataset.schema, *missing]))
+    connection.register(view, stream(dataset, columns))

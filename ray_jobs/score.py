@@ -43,7 +43,14 @@ def score(
     import shlex
     import sys
 
+    from infra.leases import refuse_if_held
     from infra.settings import load_settings
+    from infra.storage import Storage
+
+    settings = load_settings(config, **options.cluster_section(num_cpus))
+    if not dry_run:
+        refuse_if_held(Storage(settings.storage), tables)  # before the imports below, which take seconds
+
     from models.tasks.base import task_names
     from ray_jobs.console import print_plan
     from ray_jobs.failure_guard import FailureLimits
@@ -51,7 +58,6 @@ def score(
     from ray_jobs.scoring import ScoreConfig, plan_run, print_result, resolve_scorers, run_score
     from ray_jobs.stages.pipeline import Resources
 
-    settings = load_settings(config, **options.cluster_section(num_cpus))
     run = ScoreConfig(
         catalog=catalog,
         tables=tables,

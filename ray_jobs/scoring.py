@@ -229,8 +229,8 @@ class _Run:
                     "committed; what is missing is due again in the next run"
                 )
             self._note(state="done")
-        except RunStopped as error:
-            self._note(state="stopped", message=str(error))
+        except RunStopped:
+            self._note(state="stopped")
             raise
         except BaseException as error:
             self._note(state="failed", message=f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
@@ -271,6 +271,7 @@ class _Run:
         self._note()
 
     def _stopped(self, why: str, exit_code: int = 3) -> RunStopped:
+        self.record.message = why
         done, due = self.sink.outcome.done, self.record.num_due
         return RunStopped(
             f"run {self.record.run_id}: {why}. {done} of {due} due videos are committed; go on with: "

@@ -74,6 +74,9 @@ def arriving(ds: ray.data.Dataset) -> Iterator[pa.Table]:
     yield from ds.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
+MAX_END_S = 5.0
+
+
 class Arrivals:
     """Result rows from a thread of its own, so that the consumer can look at the clock and at signals in between.
 
@@ -82,11 +85,12 @@ class Arrivals:
     """
 
     def __init__(self, ds: ray.data.Dataset, poll_s: float = 0.5) -> None:
+        self._ds = ds
         self._poll_s = poll_s
         self._stop = threading.Event()
         # Small: what waits here is not committed yet, and Ray holds back the pipeline when nobody takes.
         self._queue: queue.Queue[pa.Table | BaseException | None] = queue.Queue(maxsize=4)
-        self._thread = threading.Thread(target=self._run, args=(ds,), name="arrivals", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="arrivals", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -95,8 +99,13 @@ class Arrivals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Tell the pipeline to end; it does so with its next block."""
+        """End the pipeline, if it has not ended by itself, before anything shuts Ray down under it."""
         self._stop.set()
+        # Ray has no public way to end a dataset's execution before its last row.
+        executor = getattr(self._ds, "_current_executor", None)
+        if executor is not None and self._thread.is_alive():
+            executor.shutdown(force=True)
+        self._thread.join(MAX_END_S)
 
     def __iter__(self) -> Iterator[pa.Table | None]:
         while True:
@@ -111,9 +120,9 @@ class Arrivals:
                 raise item
             yield item
 
-    def _run(self, ds: ray.data.Dataset) -> None:
+    def _run(self) -> None:
         try:
-            for rows in arriving(ds):
+            for rows in arriving(self._ds):
                 self._put(rows)
                 if self._stop.is_set():
                     return
