@@ -10,7 +10,7 @@ import ray
 import ray.data
 
 from infra.errors import RunStopped, UserError
-from infra.leases import Lease
+from infra.leases import TTL_S, Lease
 from infra.settings import Settings
 from infra.storage import Storage, join
 from infra.tables import DeltaStore
@@ -47,6 +47,7 @@ class ScoreConfig:
     commit_every_s: float = 30.0
     commit_every_rows: int = 10_000
     with_faces: bool = True
+    lease_ttl_s: float = TTL_S
     command: str = ""  # what the user typed, to go on with after a stop
 
 
@@ -147,6 +148,7 @@ def run_score(config: ScoreConfig, settings: Settings) -> ScoreResult:
                 storage,
                 config.tables,
                 f"run {run_id}, scoring {config.catalog}",
+                ttl_s=config.lease_ttl_s,
                 after=max(store.epoch(name) for name in plan.versions),
             ) as lease,
         ):

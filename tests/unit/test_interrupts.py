@@ -27,7 +27,8 @@ def test_a_signal_is_remembered_and_the_handlers_are_put_back(number: signal.Sig
 def test_a_second_signal_ends_the_process() -> None:
     code = (
         "import os, signal\nfrom ray_jobs.interrupts import Interrupts\nwith Interrupts():\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n    print('once', flush=True)\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    print('once', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print('never')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

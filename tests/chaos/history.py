@@ -1,0 +1,330 @@
+"""A scripted history of misfortunes on a local cluster of several nodes, by a seed: what is killed, when, and what stands
+in the tables afterwards.
+
+    python -m tests.chaos.history --kills 50 --seed 1
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+# Before Ray is imported: loopback only.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+from ray.cluster_utils import Cluster
+
+from models.faces.policy import FacePolicy
+from models.scorer import load_scorer, save_scorer
+from models.video.sampling import FramePolicy
+from ray_jobs.drawing.attributes import FaceAttributes
+from ray_jobs.drawing.video import draw_frames
+from ray_jobs.score_table import QUARANTINE, score_table
+from tests.chaos.account import Account, Watcher, account
+from tests.unit.scorers import small_manifest, small_network
+
+ROOT = Path(__file__).resolve().parents[2]
+TASKS = ("attractiveness", "fs2k")
+ROWS_PER_BLOCK = 4
+COMMIT_ROWS = 16
+COMMIT_S = 3.0
+TTL_S = 6.0
+MAX_WAIT_S = 240.0
+# How often each misfortune comes, of those that count as kills.
+WEIGHTS = {"driver": 10, "worker": 8, "raylet": 3, "second driver": 2, "sleeping driver": 1}
+
+
+@dataclass
+class Report:
+    """What happened, and the account of it."""
+
+    seed: int
+    kills: Counter[str] = field(default_factory=Counter)
+    num_rounds: int = 0
+    account: Account = field(default_factory=Account)
+    num_looks: int = 0
+    violations: list[str] = field(default_factory=list)
+    rework: list[int] = field(
+        default_factory=list
+    )  # rows that had arrived and were not committed, at each driver's end
+    wall_s: float = 0.0
+
+    @property
+    def is_clean(self) -> bool:
+        """Nothing lost, nothing twice, nothing wrong, no partial commit seen, no more rework than allowed."""
+        bad = self.account.lost + self.account.twice + self.account.wrong
+        return not bad and not self.violations and max(self.rework, default=0) <= COMMIT_ROWS + ROWS_PER_BLOCK
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in self.kills.most_common())
+        rework = f"mean {np.mean(self.rework):.1f}, most {max(self.rework)}" if self.rework else "none"
+        return (
+            f"seed {self.seed}: {self.kills.total()} kills ({kinds}) in {self.num_rounds} rounds, {self.wall_s:.0f} s\n"
+            f"  rows {self.account.num_rows}: lost {self.account.lost}, twice {self.account.twice}, "
+            f"wrong {self.account.wrong}\n"
+            f"  reader: {self.num_looks} looks, {len(self.violations)} violations {self.violations[:3] or ''}\n"
+            f"  rework of a killed driver: {rework} rows (a commit is due at {COMMIT_ROWS}, a block has {ROWS_PER_BLOCK})"
+        )
+
+
+class History:
+    """Runs drivers on a cluster and makes things go wrong."""
+
+    def __init__(self, folder: Path, seed: int, *, num_videos: int = 240) -> None:
+        self.folder = folder
+        self.report = Report(seed)
+        self._rng = random.Random(seed)
+        self._num_videos = num_videos
+        self._drivers: list[subprocess.Popen[bytes]] = []
+        self._scorers, self._digests = self._make_scorers()
+        self._images = self._make_images()
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 2, "object_store_memory": 150 << 20, "include_dashboard": False},
+        )
+        self._nodes = [self._add_node(), self._add_node()]
+
+    def close(self) -> None:
+        """End drivers and cluster."""
+        for driver in self._drivers:
+            if driver.poll() is None:
+                driver.kill()
+                driver.wait()
+        self._cluster.shutdown()
+
+    def run(self, kinds: list[str] | None = None, *, num_kills: int = 0) -> Report:
+        """Play the given kills in order, or ``num_kills`` drawn ones, over as many rounds as it takes; then count."""
+        start = time.monotonic()
+        if kinds is None:
+            kinds = self._rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=num_kills)
+        left = list(kinds)
+        while left:
+            self._round(left)
+        self.report.wall_s = time.monotonic() - start
+        return self.report
+
+    def _round(self, left: list[str]) -> None:
+        """One catalog into fresh tables: drivers follow each other until one of them gets to the end."""
+        self.report.num_rounds += 1
+        self._place = self.folder / f"round-{self.report.num_rounds}"
+        self._catalog = self._make_catalog(self._place)
+        self._tables = str(self._place / "tables")
+        watcher = Watcher(self._tables, (*map(score_table, TASKS), QUARANTINE))
+        for _ in range(100):
+            driver = self._start_driver()
+            while left and driver.poll() is None:
+                print(f"round {self.report.num_rounds}, {len(left)} left: {left[0]}", flush=True)
+                driver, has_happened = getattr(self, f"_{left[0].replace(' ', '_')}")(driver)
+                if not has_happened:
+                    break  # the driver was done before
+                self.report.kills[left.pop(0)] += 1
+            if self._wait(driver) == 0:
+                break
+        else:
+            raise RuntimeError(f"no driver gets to the end; see {self._place}")
+        watcher.stop()
+        self.report.num_looks += watcher.num_looks
+        self.report.violations += watcher.violations
+        self.report.account += account(self._tables, self._catalog, self._digests)
+
+    # The misfortunes: each takes the driver at work and returns the one at work afterwards, and whether it happened.
+
+    def _driver(self, driver: subprocess.Popen[bytes]) -> tuple[subprocess.Popen[bytes], bool]:
+        """SIGKILL, at any moment from the start on, or in the middle of a commit."""
+        moment = self._rng.choice(["any", "arrive", "commit", "commit"])
+        if moment == "any":
+            self._until(driver, lambda: False, max_s=self._rng.uniform(1, 25))
+        else:
+            number = self._rng.randint(1, 5)
+            self._until(driver, lambda: self._num_lines(driver, moment) >= number)
+            time.sleep(self._rng.uniform(0, 0.04))
+        if driver.poll() is not None:
+            return driver, False
+        driver.kill()
+        driver.wait()
+        self.report.rework.append(self._pending(driver))
+        return driver, True
+
+    def _worker(self, driver: subprocess.Popen[bytes]) -> tuple[subprocess.Popen[bytes], bool]:
+        """SIGKILL to a process that decodes or predicts."""
+        self._until(driver, lambda: self._num_lines(driver, "arrive") >= 1)
+        self._until(driver, lambda: False, max_s=self._rng.uniform(0, 3))
+        busy = [pid for pid in self._worker_pids() if driver.poll() is None]
+        if not busy:
+            return driver, False
+        os.kill(self._rng.choice(busy), signal.SIGKILL)
+        return driver, True
+
+    def _raylet(self, driver: subprocess.Popen[bytes]) -> tuple[subprocess.Popen[bytes], bool]:
+        """A node goes without a word; another one comes."""
+        self._until(driver, lambda: self._num_lines(driver, "arrive") >= 1)
+        if driver.poll() is not None:
+            return driver, False
+        node = self._nodes.pop(self._rng.randrange(len(self._nodes)))
+        self._cluster.remove_node(node, allow_graceful=False)
+        self._nodes.append(self._add_node())
+        return driver, True
+
+    def _second_driver(self, driver: subprocess.Popen[bytes]) -> tuple[subprocess.Popen[bytes], bool]:
+        """Another run on the same tables while this one is at work: refused, and it changes nothing."""
+        self._until(driver, lambda: self._num_lines(driver, "arrive") >= 1)
+        if driver.poll() is not None:
+            return driver, False
+        driver.send_signal(signal.SIGSTOP)  # so that it cannot finish before the other one has looked
+        time.sleep(0.1)
+        second = self._start_driver(probe=True)
+        driver.send_signal(signal.SIGCONT)
+        code = self._wait(second)
+        if code != 2 and driver.poll() is None:
+            self.report.violations.append(f"a second driver was not refused, but ended with {code}")
+        return driver, True
+
+    def _sleeping_driver(self, driver: subprocess.Popen[bytes]) -> tuple[subprocess.Popen[bytes], bool]:
+        """A driver is stopped for longer than its lease lasts, another one takes over, the first wakes up."""
+        self._until(driver, lambda: self._num_lines(driver, "arrive") >= 2)
+        if driver.poll() is not None:
+            return driver, False
+        driver.send_signal(signal.SIGSTOP)
+        time.sleep(TTL_S + 2)
+        second = self._start_driver()
+        self._until(second, lambda: self._num_lines(second, "arrive") >= 1)
+        driver.send_signal(signal.SIGCONT)
+        code = self._wait(driver)
+        if code == 0 and self._num_lines(second, "committed"):
+            self.report.violations.append("a driver that slept through its lease ended as if nothing were")
+        self.report.rework.append(self._pending(driver))
+        return second, True
+
+    def _start_driver(self, *, probe: bool = False) -> subprocess.Popen[bytes]:
+        number = len(self._drivers)
+        options = {
+            "catalog": str(self._catalog),
+            "tables": self._tables,
+            "scorers": self._scorers,
+            "journal": str(self._place / f"driver-{number}.jsonl"),
+            "rows_per_block": ROWS_PER_BLOCK,
+            "commit_every_rows": COMMIT_ROWS,
+            "commit_every_s": COMMIT_S,
+            "lease_ttl_s": TTL_S,
+            "tracking": {"uri": f"sqlite:///{self.folder}/mlflow.db"},
+            "address": self._cluster.address,
+        }
+        path = self._place / f"driver-{number}.json"
+        path.write_text(json.dumps(options))
+        Path(str(options["journal"])).touch()
+        module = "tests.chaos.probe" if probe else "tests.chaos.driver"
+        with (self._place / f"driver-{number}.log").open("wb") as log:
+            driver = subprocess.Popen([sys.executable, "-m", module, str(path)], cwd=ROOT, stdout=log, stderr=log)
+        self._drivers.append(driver)
+        return driver
+
+    def _journal(self, driver: subprocess.Popen[bytes]) -> list[dict[str, Any]]:
+        path = self._place / f"driver-{self._drivers.index(driver)}.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def _num_lines(self, driver: subprocess.Popen[bytes], kind: str) -> int:
+        return sum(line["kind"] == kind for line in self._journal(driver))
+
+    def _pending(self, driver: subprocess.Popen[bytes]) -> int:
+        journal = self._journal(driver)
+        return int(journal[-1]["pending"]) if journal else 0
+
+    def _until(
+        self, driver: subprocess.Popen[bytes], condition: Callable[[], bool], *, max_s: float = MAX_WAIT_S
+    ) -> None:
+        """Wait until the condition holds, the driver has ended, or the time is over."""
+        end = time.monotonic() + max_s
+        while driver.poll() is None and not condition() and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def _wait(self, driver: subprocess.Popen[bytes]) -> int:
+        return driver.wait(timeout=2 * MAX_WAIT_S)
+
+    def _worker_pids(self) -> list[int]:
+        """Processes of this cluster that run a stage: children of its raylets with a stage's title."""
+        raylets = {
+            info.process.pid
+            for node in self._cluster.list_all_nodes()
+            for infos in node.all_processes.values()
+            for info in infos
+        }
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                    title = (entry / "cmdline").read_text()
+                except (OSError, ValueError):
+                    continue
+                if parent in raylets and title.startswith(("ray::Map", "ray::_MapWorker")):
+                    found.append(int(entry.name))
+        return sorted(found)
+
+    def _add_node(self) -> Any:
+        return self._cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
+
+    def _make_scorers(self) -> tuple[dict[str, str], dict[str, str]]:
+        directories = {}
+        for task in TASKS:
+            policies = {"frame_policy": FramePolicy(limit=1), "face_policy": FacePolicy(crop_size=48)}
+            save_scorer(self.folder / task, small_network(task), small_manifest(task).model_copy(update=policies))
+            directories[task] = str(self.folder / task)
+        return directories, {task: load_scorer(Path(path)).digest for task, path in directories.items()}
+
+    def _make_images(self) -> list[Path]:
+        """A few small pictures with a drawn face each."""
+        rng = np.random.default_rng(0)
+        paths = []
+        for number in range(4):
+            frame = next(iter(draw_frames(FaceAttributes.random(rng), 1, (240, 180), rng)))
+            paths.append(self.folder / f"face-{number}.png")
+            Image.fromarray(frame).save(paths[-1])
+        return paths
+
+    def _make_catalog(self, place: Path) -> Path:
+        place.mkdir()
+        broken = place / "broken.png"
+        broken.write_bytes(self._images[0].read_bytes()[:900])
+        lines = ["video_id,uri,expected"]
+        for number in range(self._num_videos):
+            uri, expected = self._images[number % len(self._images)], "ok"
+            if number % 20 == 7:
+                uri, expected = (broken, "truncated") if number % 40 == 7 else (place / "missing.mp4", "not_found")
+            lines.append(f"v{number:04},{uri},{expected}")
+        path = place / "catalog.csv"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--videos", type=int, default=240, help="of each round")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="facereel-chaos-") as folder:
+        history = History(Path(folder), options.seed, num_videos=options.videos)
+        try:
+            report = history.run(num_kills=options.kills)
+        finally:
+            history.close()
+    print(report)
+    return 0 if report.is_clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
