@@ -1,7 +1,6 @@
-"""A scripted history of misfortunes on a local cluster of several nodes, by a seed: what is killed, when, and what stands
-in the tables afterwards.
+"""A history of misfortunes on a local cluster of several nodes, scripted by a seed, and what stands in the tables then.
 
-    python -m tests.chaos.history --kills 50 --seed 1
+python -m tests.chaos.history --kills 50 --seed 1
 """
 
 import argparse
@@ -44,7 +43,15 @@ COMMIT_S = 3.0
 TTL_S = 6.0
 MAX_WAIT_S = 240.0
 # How often each misfortune comes, of those that count as kills.
-WEIGHTS = {"driver": 10, "worker": 8, "raylet": 3, "second driver": 2, "sleeping driver": 1}
+WEIGHTS = {
+    "driver": 10,
+    "worker": 7,
+    "decoder": 3,
+    "raylet": 3,
+    "second driver": 2,
+    "two drivers at once": 1,
+    "sleeping driver": 1,
+}
 
 
 @dataclass
@@ -76,7 +83,8 @@ class Report:
             f"  rows {self.account.num_rows}: lost {self.account.lost}, twice {self.account.twice}, "
             f"wrong {self.account.wrong}\n"
             f"  reader: {self.num_looks} looks, {len(self.violations)} violations {self.violations[:3] or ''}\n"
-            f"  rework of a killed driver: {rework} rows (a commit is due at {COMMIT_ROWS}, a block has {ROWS_PER_BLOCK})"
+            f"  rework of a killed driver: {rework} rows (a commit is due at {COMMIT_ROWS}, a block has "
+            f"{ROWS_PER_BLOCK})"
         )
 
 
@@ -162,11 +170,21 @@ class History:
         """SIGKILL to a process that decodes or predicts."""
         self._until(driver, lambda: self._num_lines(driver, "arrive") >= 1)
         self._until(driver, lambda: False, max_s=self._rng.uniform(0, 3))
-        busy = [pid for pid in self._worker_pids() if driver.poll() is None]
-        if not busy:
-            return driver, False
-        os.kill(self._rng.choice(busy), signal.SIGKILL)
-        return driver, True
+        return driver, self._kill_one(driver, self._worker_pids())
+
+    def _decoder(self, driver: subprocess.Popen[bytes]) -> tuple[subprocess.Popen[bytes], bool]:
+        """SIGKILL to a decoding child alone: its video is tried again."""
+        self._until(driver, lambda: self._num_lines(driver, "arrive") >= 1)
+        self._until(driver, lambda: False, max_s=self._rng.uniform(0, 3))
+        workers = set(self._worker_pids())
+        children = [pid for pid, parent, title in _processes() if parent in workers and "models.video.child" in title]
+        return driver, self._kill_one(driver, children)
+
+    def _kill_one(self, driver: subprocess.Popen[bytes], pids: list[int]) -> bool:
+        if driver.poll() is not None or not pids:
+            return False
+        os.kill(self._rng.choice(pids), signal.SIGKILL)
+        return True
 
     def _raylet(self, driver: subprocess.Popen[bytes]) -> tuple[subprocess.Popen[bytes], bool]:
         """A node goes without a word; another one comes."""
@@ -191,6 +209,21 @@ class History:
         if code != 2 and driver.poll() is None:
             self.report.violations.append(f"a second driver was not refused, but ended with {code}")
         return driver, True
+
+    def _two_drivers_at_once(self, driver: subprocess.Popen[bytes]) -> tuple[subprocess.Popen[bytes], bool]:
+        """The driver is killed and two are started in its place: one of them gives way."""
+        driver.kill()
+        driver.wait()
+        self.report.rework.append(self._pending(driver))
+        first, second = self._start_driver(), self._start_driver()
+        self._until(first, lambda: second.poll() is not None)
+        ended, other = (first, second) if first.poll() is not None else (second, first)
+        if ended.poll() is None:
+            self.report.violations.append("two drivers work at the same time")
+            ended.kill()
+        elif ended.returncode not in (0, 2):
+            self.report.violations.append(f"of two drivers one ended with {ended.returncode}")
+        return other, True
 
     def _sleeping_driver(self, driver: subprocess.Popen[bytes]) -> tuple[subprocess.Popen[bytes], bool]:
         """A driver is stopped for longer than its lease lasts, another one takes over, the first wakes up."""
@@ -262,17 +295,8 @@ class History:
             for infos in node.all_processes.values()
             for info in infos
         }
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                    title = (entry / "cmdline").read_text()
-                except (OSError, ValueError):
-                    continue
-                if parent in raylets and title.startswith(("ray::Map", "ray::_MapWorker")):
-                    found.append(int(entry.name))
-        return sorted(found)
+        stages = ("ray::Map", "ray::_MapWorker")
+        return [pid for pid, parent, title in _processes() if parent in raylets and title.startswith(stages)]
 
     def _add_node(self) -> Any:
         return self._cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
@@ -308,6 +332,19 @@ class History:
         path = place / "catalog.csv"
         path.write_text("\n".join(lines) + "\n")
         return path
+
+
+def _processes() -> list[tuple[int, int, str]]:
+    """(pid, parent's pid, command line) of the machine's processes."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                found.append((int(entry.name), parent, (entry / "cmdline").read_text()))
+            except (OSError, ValueError):
+                continue  # it has ended meanwhile
+    return sorted(found)
 
 
 def main() -> int:
