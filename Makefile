@@ -33,6 +33,10 @@ test: lint types unit  ## everything that CI runs: lint, types and all tests
 unit: setup  ## the tests alone (ARGS='-k decode' to choose)
 	$(PY) -m pytest $(ARGS)
 
+.PHONY: chaos
+chaos: setup  ## kill drivers, workers, decoders and nodes, and count rows (ARGS='--kills 50 --seed 7')
+	$(PY) -m tests.chaos.history $(ARGS)
+
 .PHONY: lint
 lint: setup  ## ruff: lint and format check
 	$(PY) -m ruff check .
@@ -50,6 +54,10 @@ types: setup  ## mypy, strict for models/ and infra/
 .PHONY: bench
 bench: .venv-bench/.done  ## the measured claims: decoding side by side with other libraries
 	.venv-bench/bin/python -m benchmarks.decode $(ARGS)
+
+.PHONY: bench-plan
+bench-plan: setup  ## the measured claims: plans of 100 thousand to 10 million videos
+	$(PY) -m benchmarks.plan $(ARGS)
 
 .venv-bench/.done: requirements.lock requirements-bench.lock
 	@test -x .venv-bench/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-bench

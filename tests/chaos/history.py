@@ -173,12 +173,10 @@ class History:
         return driver, self._kill_one(driver, self._worker_pids())
 
     def _decoder(self, driver: subprocess.Popen[bytes]) -> tuple[subprocess.Popen[bytes], bool]:
-        """SIGKILL to a decoding child alone: its video is tried again."""
+        """SIGKILL to a decoding child alone, at work if one can be found so: its video is tried again."""
         self._until(driver, lambda: self._num_lines(driver, "arrive") >= 1)
-        self._until(driver, lambda: False, max_s=self._rng.uniform(0, 3))
-        workers = set(self._worker_pids())
-        children = [pid for pid, parent, title in _processes() if parent in workers and "models.video.child" in title]
-        return driver, self._kill_one(driver, children)
+        self._until(driver, lambda: bool(self._decoder_pids(busy=True)), max_s=5)
+        return driver, self._kill_one(driver, self._decoder_pids(busy=True) or self._decoder_pids(busy=False))
 
     def _kill_one(self, driver: subprocess.Popen[bytes], pids: list[int]) -> bool:
         if driver.poll() is not None or not pids:
@@ -288,15 +286,23 @@ class History:
         return driver.wait(timeout=2 * MAX_WAIT_S)
 
     def _worker_pids(self) -> list[int]:
-        """Processes of this cluster that run a stage: children of its raylets with a stage's title."""
+        """Processes of this cluster that run a stage at this moment, by their title."""
+        return self._ray_pids("ray::Map")
+
+    def _decoder_pids(self, *, busy: bool) -> list[int]:
+        """Decoding children of workers that extract at this moment, or of any."""
+        workers = set(self._ray_pids("ray::MapBatches(extract)" if busy else "ray::"))
+        return [pid for pid, parent, title in _processes() if parent in workers and "models.video.child" in title]
+
+    def _ray_pids(self, title_start: str) -> list[int]:
+        """Children of this cluster's raylets whose title begins so."""
         raylets = {
             info.process.pid
             for node in self._cluster.list_all_nodes()
             for infos in node.all_processes.values()
             for info in infos
         }
-        stages = ("ray::Map", "ray::_MapWorker")
-        return [pid for pid, parent, title in _processes() if parent in raylets and title.startswith(stages)]
+        return [pid for pid, parent, title in _processes() if parent in raylets and title.startswith(title_start)]
 
     def _add_node(self) -> Any:
         return self._cluster.add_node(num_cpus=2, object_store_memory=100 << 20)

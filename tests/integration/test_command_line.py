@@ -1,5 +1,8 @@
 """A user's mistake at the command line: one clear line, exit code 2, nothing written."""
 
+import contextlib
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -85,3 +88,54 @@ def test_unknown_settings_are_named(
     assert code == 2
     assert "facereel.yaml" in error
     assert "storage.endpoint" in error
+
+
+def test_a_second_writer_is_refused_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from infra.leases import Lease
+    from infra.storage import Storage
+
+    with Lease(Storage(), str(folder / "tables"), "run 7"):
+        code, error = run(monkeypatch, capsys, "score", "--catalog", "catalog.csv", "--tables", "tables")
+    assert code == 2
+    assert "run 7" in error
+    assert f"pid {os.getpid()}" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("status", "--tables", "nowhere"), "no tables and no runs there"),
+        (("results", "--tables", "nowhere", "--task", "fs2k"), "no table scores_fs2k there"),
+        (("results", "--tables", "nowhere", "--task", "beauty"), "no task 'beauty'"),
+        (("tables", "optimize", "--tables", "nowhere"), "no tables there"),
+        (("tables", "shrink", "--tables", "nowhere"), "the one action is optimize"),
+        (("plan", "--catalog", "catalog.csv", "--tables", "t", "--content", "name"), "give etag or sha256"),
+    ],
+)
+def test_mistakes_with_tables(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    words: str,
+) -> None:
+    code, error = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert words in error
+    assert not (folder / "nowhere").exists()
+
+
+def test_the_plan_as_json(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.unit.scorers import small_scorer
+
+    small_scorer(folder / "scorer", "fs2k")
+    arguments = ["plan", "--catalog", "catalog.csv", "--tables", "tables", "--scorer", "fs2k=scorer", "--json"]
+    monkeypatch.setattr(sys, "argv", ["ray_jobs", *arguments])
+    with contextlib.suppress(SystemExit):
+        main()
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["num_videos"], plan["num_due"], plan["tasks"]["fs2k"]["new"]) == (1, 1, 1)
+    assert plan["examples"] == {"fs2k": {"new": ["a"]}}
+    assert not (folder / "tables").exists()
