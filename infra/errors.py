@@ -23,7 +23,8 @@ class TypedError(Exception):
 class RunStopped(Exception):
     """A run that ended before its work was done, by a rule or a signal: nothing is broken, the rest is still due.
 
-    Commands print the message and exit with ``exit_code``: 3 for a rule, 128 + n for signal n.
+    Whoever raises it has printed the message: what comes after may not have the time. Commands exit with
+    ``exit_code``: 3 for a rule, 128 + n for signal n.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:

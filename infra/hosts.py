@@ -14,9 +14,12 @@ def user_name() -> str:
 
 
 def boot_id() -> str:
-    """Names this boot of this machine's kernel; empty where the system does not tell."""
+    """Names this boot of this machine's kernel and the name space of its process ids; empty where it does not tell.
+
+    Containers of one host may share everything but that name space, and cannot see each other's processes.
+    """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 

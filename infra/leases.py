@@ -14,11 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.errors import TypedError, UserError
 from infra.hosts import boot_id, process_started, user_name
-from infra.storage import AlreadyExists, ObjectNotFound, Storage, StorageError, is_s3, join
+from infra.storage import AlreadyExists, ObjectNotFound, Storage, StorageError, StorageUnavailable, is_s3, join
 
 FOLDER = "_leases"
 TTL_S = 60.0
 SETTLE_S = 1.0
+MAX_TRIES = 10
+# An epoch is the number of a lease and, below it, random bits: should a careless server let two writers make the same
+# number, their epochs still differ, and the tables shut out the lower one.
+RANDOM_BITS = 16
 
 
 class LeaseHeld(UserError):
@@ -37,6 +41,7 @@ class LeaseRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     token: str = Field(description="random, so that a holder knows its own record")
+    epoch: int = Field(description="what the tables know the holder by; grows from holder to holder")
     holder: str = Field(description="what the holder is doing, for people")
     host: str = Field(description="host name")
     boot_id: str = Field(description="names the boot of the host's kernel; empty where unknown")
@@ -70,7 +75,7 @@ class LeaseRecord(BaseModel):
 class Lease:
     """The right to write below ``root``; use it as a context manager.
 
-    Leases are objects ``<root>/_leases/<epoch>.json``. The next epoch is made by a put-if-absent, so of several that
+    Leases are objects ``<root>/_leases/<number>.json``. The next number is made by a put-if-absent, so of several that
     want it one succeeds; a thread renews the record. ``epoch`` grows with every holder and goes into every Delta commit
     (`DeltaStore.fence`), so a holder that slept through its lease cannot commit after the next one has begun.
 
@@ -92,7 +97,8 @@ class Lease:
         self._ttl_s = ttl_s
         self._stop = threading.Event()
         self._is_lost = False
-        self.epoch, self._record = self._acquire(holder, after)
+        self._number, self._record = self._acquire(holder, after)
+        self.epoch = self._record.epoch
         self._renewed_s = time.monotonic()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
@@ -114,7 +120,9 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give the lease back, so that the next holder need not wait."""
+        """Give the lease back, so that the next holder need not wait; once is enough."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         self._thread.join()
         if not self._is_lost:
@@ -123,12 +131,13 @@ class Lease:
                 self._put(self._record.model_copy(update={"released": True}))
 
     def _acquire(self, holder: str, after: int) -> tuple[int, LeaseRecord]:
-        while True:
+        for attempt in range(1, MAX_TRIES + 1):
             found = refuse_if_held(self._storage, self._root)
-            epoch = max(found[0] if found is not None else 0, after) + 1
+            number = max(found[0] if found is not None else 0, after >> RANDOM_BITS) + 1
             now = datetime.now(UTC)
             record = LeaseRecord(
                 token=secrets.token_hex(16),
+                epoch=(number << RANDOM_BITS) + secrets.randbits(RANDOM_BITS),
                 holder=holder,
                 host=socket.gethostname(),
                 boot_id=boot_id(),
@@ -139,21 +148,28 @@ class Lease:
                 renewed_at=now,
                 ttl_s=self._ttl_s,
             )
-            with contextlib.suppress(AlreadyExists):  # perhaps by ourselves, with the answer lost: read it back
-                self._storage.put_if_absent(_uri(self._root, epoch), record.model_dump_json().encode())
+            try:
+                self._storage.put_if_absent(_uri(self._root, number), record.model_dump_json().encode())
+            except AlreadyExists:
+                pass  # perhaps by ourselves, with the answer lost: read it back
+            except StorageUnavailable:
+                # Also what S3 answers to several conditional puts at once: the next look tells who was first.
+                if attempt == MAX_TRIES:
+                    raise
             if is_s3(self._root):
                 time.sleep(SETTLE_S)  # some servers let several puts of one moment succeed; the last one stays
             # The newest one, not this one: a slow contender may have made anew what a later holder had cleared.
             stored = current_lease(self._storage, self._root)
-            if stored is not None and stored[0] == epoch and stored[1].token == record.token:
-                self._forget_before(epoch)
-                return epoch, record
+            if stored is not None and stored[0] == number and stored[1].token == record.token:
+                self._forget_before(number)
+                return number, record
+        raise StorageUnavailable(f"{self._root}: no lease could be made in {MAX_TRIES} tries")
 
     def _keep(self) -> None:
         while not self._stop.wait(self._ttl_s / 5):
             try:
                 found = current_lease(self._storage, self._root)
-                if found is None or found[0] != self.epoch or found[1].token != self._record.token:
+                if found is None or found[0] != self._number or found[1].token != self._record.token:
                     self._is_lost = True
                     return
                 self._record = self._record.model_copy(update={"renewed_at": datetime.now(UTC)})
@@ -164,12 +180,12 @@ class Lease:
                 continue  # until the time to live is over, which `check` watches
 
     def _put(self, record: LeaseRecord) -> None:
-        self._storage.put(_uri(self._root, self.epoch), record.model_dump_json().encode())
+        self._storage.put(_uri(self._root, self._number), record.model_dump_json().encode())
 
-    def _forget_before(self, epoch: int) -> None:
+    def _forget_before(self, number: int) -> None:
         with contextlib.suppress(StorageError):
             for stat in list(self._storage.list_prefix(join(self._root, FOLDER))):
-                if _epoch(stat.uri) < epoch:
+                if _number(stat.uri) < number:
                     self._storage.delete(stat.uri)
 
 
@@ -185,21 +201,21 @@ def refuse_if_held(storage: Storage, root: str) -> tuple[int, LeaseRecord] | Non
 
 
 def current_lease(storage: Storage, root: str) -> tuple[int, LeaseRecord] | None:
-    """The newest lease of ``root`` and its epoch, live or not; None where there never was one."""
+    """The newest lease of ``root`` and its number, live or not; None where there never was one."""
     while True:
         try:
-            epochs = [_epoch(stat.uri) for stat in storage.list_prefix(join(root, FOLDER))]
+            numbers = [_number(stat.uri) for stat in storage.list_prefix(join(root, FOLDER))]
         except ObjectNotFound:
             return None
-        if not any(epochs):
+        if not any(numbers):
             return None
-        record = _read(storage, root, max(epochs))
+        record = _read(storage, root, max(numbers))
         if record is not None:
-            return max(epochs), record
+            return max(numbers), record
 
 
-def _read(storage: Storage, root: str, epoch: int) -> LeaseRecord | None:
-    uri = _uri(root, epoch)
+def _read(storage: Storage, root: str, number: int) -> LeaseRecord | None:
+    uri = _uri(root, number)
     try:
         return LeaseRecord.model_validate_json(storage.read_all(uri))
     except ObjectNotFound:
@@ -208,11 +224,11 @@ def _read(storage: Storage, root: str, epoch: int) -> LeaseRecord | None:
         raise UserError(f"{uri} is no lease ({error.error_count()} errors): remove it if no run is active") from error
 
 
-def _uri(root: str, epoch: int) -> str:
-    return join(root, FOLDER, f"{epoch:012d}.json")
+def _uri(root: str, number: int) -> str:
+    return join(root, FOLDER, f"{number:012d}.json")
 
 
-def _epoch(uri: str) -> int:
+def _number(uri: str) -> int:
     stem = uri.rsplit("/", 1)[-1].removesuffix(".json")
     return int(stem) if stem.isdigit() else 0
 
@@ -221,12 +237,14 @@ def _refusal(root: str, record: LeaseRecord) -> str:
     now = datetime.now(UTC)
     return (
         f"{root}: another process is writing there: {record.holder} (user {record.user}, host {record.host}, "
-        f"pid {record.pid}, for {_duration(record.age_s(now))}, last sign of life {record.silent_s(now):.0f} s ago). "
+        f"pid {record.pid}, for {duration(record.age_s(now))}, last sign of life {record.silent_s(now):.0f} s ago). "
         f"Wait for it or stop it; the lease of a dead writer ends {record.ttl_s:g} s after its last sign of life"
     )
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def duration(seconds: float) -> str:
+    """A length of time in words, in the largest unit that it has at least two of."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -25,6 +25,12 @@ class TableUnwritable(TypedError):
     reason = "table_unwritable"
 
 
+class TableUnreadable(TypedError):
+    """A table is there, but cannot be opened: storage refuses or does not answer, or its log is damaged."""
+
+    reason = "table_unreadable"
+
+
 class Fenced(TypedError):
     """A later writer has taken over the table: this one must not commit any more."""
 
@@ -74,7 +80,7 @@ class DeltaStore:
 
         Raises:
             Fenced: a writer with a later lease has begun.
-            TableUnwritable: every attempt failed; nothing of ``rows`` is in the table.
+            TableUnwritable: every attempt failed, or the rows do not fit the table; nothing of ``rows`` is in it.
         """
 
         def commit() -> bool:
@@ -166,7 +172,9 @@ class DeltaStore:
         table = self._open(name)
         if table is None:
             return 0
-        return len(table.vacuum(retention_hours=keep_hours, dry_run=False, enforce_retention_duration=False))
+        # Full: files of commits that never came about stand in no version's log, and are looked for too.
+        removed = table.vacuum(retention_hours=keep_hours, dry_run=False, enforce_retention_duration=False, full=True)
+        return len(removed)
 
     def _write(self, name: str, table: DeltaTable | None, rows: pa.Table, *transactions: Transaction) -> None:
         write_deltalake(
@@ -195,14 +203,21 @@ class DeltaStore:
         for attempt in range(1, COMMIT_ATTEMPTS + 1):
             try:
                 return commit()
+            except TypedError:
+                raise
             except (DeltaError, OSError) as error:
                 if attempt == COMMIT_ATTEMPTS:
-                    why = " ".join(str(error).split())
-                    raise TableUnwritable(
-                        f"{self.uri(name)} cannot be written: {why}; what is committed is safe, mend this and run again"
-                    ) from error
+                    raise self._unwritable(name, error) from error
                 time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
+            except Exception as error:  # deltalake's plain one: the rows do not fit the table, now and for ever
+                raise self._unwritable(name, error) from error
         raise AssertionError("COMMIT_ATTEMPTS is at least 1")
+
+    def _unwritable(self, name: str, error: Exception) -> TableUnwritable:
+        why = " ".join(str(error).split())
+        return TableUnwritable(
+            f"{self.uri(name)} cannot be written: {why}; what is committed is safe, mend this and run again"
+        )
 
     def _open(self, name: str) -> DeltaTable | None:
         try:
@@ -210,3 +225,5 @@ class DeltaStore:
             return DeltaTable(self.uri(name), storage_options=self._storage.delta_options(self.root))
         except TableNotFoundError:
             return None
+        except (DeltaError, OSError) as error:
+            raise TableUnreadable(f"{self.uri(name)} cannot be opened: {' '.join(str(error).split())}") from error

@@ -70,8 +70,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except RunStopped as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(error.exit_code)  # it has said why, as soon as it could
     except TypedError as error:
         print(f"error: {error} (reason: {error.reason})", file=sys.stderr)
         sys.exit(2)

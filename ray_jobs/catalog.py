@@ -46,23 +46,34 @@ COLUMN_TYPES = {
     "age": pa.float64(),
     "sha256": pa.string(),
 }
+KNOWN = frozenset({*COLUMN_TYPES, "opted_out"})
+OWN_NAMES = frozenset({"row", "rowid", "attempts", "due_tasks"})
 REQUIRED = ("video_id", "uri")
 LISTING_ROWS = 100_000
 ADULT_AGE = 18  # years; younger people are left out of scoring and of training
 
 
-def open_catalog(uri: str, storage: Storage, connection: duckdb.DuckDBPyConnection) -> None:
+def open_catalog(
+    uri: str, storage: Storage, connection: duckdb.DuckDBPyConnection, reserved: frozenset[str] = frozenset()
+) -> None:
     """Make the catalog the table ``catalog`` of the connection, checked, with one row a video.
 
     Columns: ``video_id``, ``uri`` (absolute), ``creator_id``, ``etag``, ``size``, ``age``, ``sha256`` (null where the
     source has none) and whatever else the source has.
 
+    Args:
+        uri: The table, or a storage prefix.
+        storage: Where it lies.
+        connection: Gets the table.
+        reserved: Names that no further column of the catalog may have, in lower case: those of the results.
+
     Raises:
-        UserError: The table is missing, unreadable, empty, lacks a column, or lists one id with several uris.
+        UserError: The table is missing, unreadable, empty, lacks a column, has one with a reserved name, or lists one
+            id with several uris.
     """
     suffix = PurePosixPath(uri).suffix.lower()
     if suffix in TABLE_FORMATS:
-        _open_table(uri, TABLE_FORMATS[suffix], storage, connection)
+        _open_table(uri, TABLE_FORMATS[suffix], storage, connection, reserved | OWN_NAMES)
     else:
         _open_prefix(uri, storage, connection)
 
@@ -94,8 +105,15 @@ def read_table(uri: str, storage: Storage, column_types: dict[str, pa.DataType])
     return dataset
 
 
-def _open_table(uri: str, file_format: str, storage: Storage, connection: duckdb.DuckDBPyConnection) -> None:
+def _open_table(
+    uri: str,
+    file_format: str,
+    storage: Storage,
+    connection: duckdb.DuckDBPyConnection,
+    reserved: frozenset[str],
+) -> None:
     dataset = read_table(uri, storage, COLUMN_TYPES)
+    _check_names(uri, dataset.schema.names, reserved)
     missing = [name for name in REQUIRED if name not in dataset.schema.names]
     if missing:
         raise UserError(
@@ -113,7 +131,9 @@ def _open_table(uri: str, file_format: str, storage: Storage, connection: duckdb
         for name, kind in COLUMN_TYPES.items()
     }
     columns["uri"] = f"if(starts_with(uri, '/') OR contains(uri, '://') OR uri = '', uri, '{base}' || uri)"
-    columns["etag"] = f"trim({columns['etag']}, '\"')"
+    # An empty text says as little as none.
+    columns["etag"] = f"nullif(trim({columns['etag']}, '\" '), '')"
+    columns["sha256"] = f"nullif(lower(trim({columns['sha256']})), '')"
     extra = {name: _quoted(name) for name in dataset.schema.names if name not in COLUMN_TYPES}
     selected = ", ".join(f"{value} AS {_quoted(name)}" for name, value in (columns | extra).items())
     try:
@@ -122,6 +142,23 @@ def _open_table(uri: str, file_format: str, storage: Storage, connection: duckdb
         raise UserError(f"{uri} cannot be read as {file_format}: {_first_line(error)}") from error
     connection.unregister("catalog_file")
     _check_rows(uri, connection)
+
+
+def _check_names(uri: str, names: list[str], reserved: frozenset[str]) -> None:
+    """Refuse columns that would be taken for others: SQL and Delta do not tell ``Age`` from ``age``."""
+    by_lower: dict[str, str] = {}
+    for name in names:
+        lower = name.lower()
+        if lower in by_lower:
+            raise UserError(f"{uri}: the columns {by_lower[lower]} and {name} differ only in case; rename one")
+        by_lower[lower] = name
+        if lower in KNOWN and name != lower:
+            raise UserError(f"{uri}: the column {name} has to be called {lower}; rename it")
+        if lower in reserved:
+            raise UserError(
+                f"{uri}: the column {name} has the name of one that facereel writes; rename it (results take the "
+                "catalog's further columns over as they are)"
+            )
 
 
 _DUCKDB_TYPES = {pa.string(): "VARCHAR", pa.int64(): "BIGINT", pa.float64(): "DOUBLE"}

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from ray_jobs.planning import Plan
 
 LINE_EVERY_S = 5.0
-NUM_EXAMPLES = 3  # of ids, in a row of a plan
 # Logs are wider than the 80 columns that are assumed where there is no terminal to ask.
-console = Console(soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150)
+console = Console(soft_wrap=True, markup=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150)
 
 
 class RunProgress:
@@ -81,8 +80,11 @@ def print_plan(plan: "Plan") -> None:
         numbers = [plan.counts[task][state] for task in plan.counts]
         if any(numbers):
             ids = dict.fromkeys(name for task in plan.counts for name in plan.examples[task].get(state, []))
-            table.add_row(state, *[f"{number:,}" for number in numbers], ", ".join(list(ids)[:NUM_EXAMPLES]))
+            table.add_row(state, *[f"{number:,}" for number in numbers], ", ".join(list(ids)[:3]))
     console.print(table)
+    if plan.opted_out is not None:
+        num_ids, num_named = plan.opted_out
+        console.print(f"opt-out list: {num_ids:,} ids, which name {num_named:,} videos of this catalog")
     if plan.reasons:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in plan.reasons.items())
         console.print(f"failed with this content and policy: {reasons} (--retry REASON plans them again)")

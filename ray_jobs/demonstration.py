@@ -102,7 +102,7 @@ def run_demo(folder: Path, *, num_videos: int, seed: int) -> Path:
 
 
 def _step(start: float, what: str) -> None:
-    console.print(f"[bold]{time.monotonic() - start:4.0f} s  {what}[/bold]", highlight=False)
+    console.print(f"{time.monotonic() - start:4.0f} s  {what}", style="bold", highlight=False)
 
 
 def _empty(folder: Path) -> None:

@@ -34,3 +34,4 @@ class Interrupts:
         if self.received is not None:
             os._exit(128 + number)
         self.received = signal.Signals(number)
+        os.write(2, f"{self.received.name}: stopping with the next commit; once more ends at once\n".encode())

@@ -2,11 +2,11 @@
 
 from datetime import UTC, datetime
 
-from pydantic import BaseModel
+from pydantic import BaseModel, computed_field
 from rich.table import Table
 
 from infra.errors import UserError
-from infra.leases import LeaseRecord, current_lease
+from infra.leases import LeaseRecord, current_lease, duration
 from infra.settings import Settings
 from infra.storage import Storage
 from infra.tables import DeltaStore, TableStats
@@ -22,6 +22,7 @@ class RunLine(BaseModel):
     record: RunRecord
     is_live: bool
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def state(self) -> str:
         """Its state in a word."""
@@ -51,7 +52,7 @@ def overview(tables: str, settings: Settings, *, num_runs: int) -> Overview:
     if not records and not any(found):
         raise UserError(f"{tables}: no tables and no runs there; give the --tables of a scoring run")
     writer = lease[1] if lease is not None and lease[1].is_live(datetime.now(UTC)) else None
-    live_epoch = lease[0] if lease is not None and writer is not None else None
+    live_epoch = writer.epoch if writer is not None else None
     return Overview(
         tables_uri=tables,
         tables=[stats for stats in found if stats is not None],
@@ -85,23 +86,22 @@ def print_overview(found: Overview) -> None:
         runs.add_row(
             record.run_id,
             line.state,
-            f"{record.done:,} ({record.done / max(record.num_due, 1):.0%})",
+            f"{record.outcome.done:,} ({record.outcome.done / max(record.num_due, 1):.0%})",
             f"{record.num_due:,}",
-            f"{sum(record.quarantined.values()):,}",
-            f"{record.done / seconds:.2f}" if seconds > 1 else "",
+            f"{record.outcome.quarantined.total():,}",
+            f"{record.outcome.done / seconds:.2f}" if seconds > 1 else "",
             f"{_ago(now, record.started_at)} ago",
             f"{_ago(now, record.updated_at)} ago",
             f"{record.user}@{record.host}:{record.pid}",
         )
     console.print(runs)
-    for line in found.runs:
+    for line in found.runs[:1]:  # what an earlier run left, the newest one has planned
         if line.state in ("killed", "stopped", "failed"):
             console.print(
                 f"{line.record.run_id} {line.state}: {line.record.message or 'no last word'}", highlight=False
             )
             if line.record.command:
                 console.print(f"  go on with: {line.record.command}", highlight=False)
-            break  # what an earlier run left, the newest one has planned
     if found.writer is not None:
         console.print(
             f"writing now: {found.writer.holder} ({found.writer.user}@{found.writer.host}:{found.writer.pid}, "
@@ -113,8 +113,4 @@ def print_overview(found: Overview) -> None:
 
 
 def _ago(now: datetime, then: datetime) -> str:
-    seconds = max(0.0, (now - then).total_seconds())
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return duration((now - then).total_seconds())

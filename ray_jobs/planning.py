@@ -13,10 +13,11 @@ import pyarrow.dataset as pads
 from infra.errors import UserError
 from infra.scanning import stream
 from infra.settings import Settings
-from infra.storage import Storage
+from infra.storage import Storage, StorageUnavailable
 from infra.tables import DeltaStore
+from models.tasks.base import task_names
 from ray_jobs.catalog import ADULT_AGE, open_catalog, read_table
-from ray_jobs.score_table import QUARANTINE, score_table
+from ray_jobs.score_table import QUARANTINE, quarantine_reasons, score_table
 
 # The states of a (video, task), in the order in which they are shown. Those in DUE are scored.
 STATES = (
@@ -56,6 +57,7 @@ class Plan:
     examples: dict[str, dict[str, list[str]]]  # task -> state -> a few video ids
     reasons: dict[str, int]  # reason -> quarantined videos, whichever the task
     versions: dict[str, int | None]  # table -> version that was read
+    opted_out: tuple[int, int] | None  # ids on the opt-out list, and videos of the catalog that they name
     connection: duckdb.DuckDBPyConnection
     folder: TemporaryDirectory[str] = field(repr=False)
 
@@ -74,6 +76,10 @@ class Plan:
         """The due videos in the catalog's order: its columns, ``due_tasks`` and ``attempts`` (failed ones, so far)."""
         return self._due_rows("").to_arrow_reader(10_000)
 
+    def due_schema(self) -> pa.Schema:
+        """The columns of `due`."""
+        return self._due_rows("WHERE false").to_arrow_table().schema
+
     def sample(self, num_videos: int, seed: int) -> pa.Table:
         """So many due videos, drawn at random; all of them where there are fewer."""
         drawn = f"USING SAMPLE reservoir({num_videos} ROWS) REPEATABLE ({seed})"
@@ -81,18 +87,27 @@ class Plan:
         return self._due_rows("WHERE c.rowid IN (SELECT row FROM drawn)").to_arrow_table()
 
     def write_due(self, uri: str, storage: Storage) -> None:
-        """Write the due list as Parquet files below ``uri``, for workers to read."""
+        """Write the due list as Parquet files below ``uri``, for workers to read.
+
+        Raises:
+            StorageUnavailable: They cannot be written: the disk is full, say.
+        """
         filesystem, path = storage.arrow_filesystem(uri)
-        pads.write_dataset(
-            self.due(),
-            path,
-            format="parquet",
-            filesystem=filesystem,
-            max_rows_per_file=DUE_ROWS_PER_FILE,
-            max_rows_per_group=DUE_ROWS_PER_FILE,
-            min_rows_per_group=1,
-            use_threads=False,
-        )
+        try:
+            pads.write_dataset(
+                self.due(),
+                path,
+                format="parquet",
+                filesystem=filesystem,
+                max_rows_per_file=DUE_ROWS_PER_FILE,
+                max_rows_per_group=DUE_ROWS_PER_FILE,
+                min_rows_per_group=1,
+                use_threads=False,
+            )
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            raise StorageUnavailable(
+                f"{uri}: the due list cannot be written: {' '.join(str(error).split())}"
+            ) from error
 
     def _due_rows(self, where: str) -> duckdb.DuckDBPyRelation:
         return self.connection.sql(
@@ -110,13 +125,14 @@ def make_plan(
     retry: frozenset[str] = frozenset(),
     content: Content = "etag",
     opt_out: str | None = None,
+    reserved: frozenset[str] = frozenset(),
 ) -> Plan:
     """Compare the catalog with what is committed; touches no video and writes nothing.
 
     A video is *done* for a task when the score table holds a row with its content, this policy and this scorer.
     Its content is its etag (or its ``sha256``); where the catalog has none, its uri stands for it. Rows for other
-    content, policy or scorer make it *stale*. A quarantined video stays so until its content or the policy changes, or
-    ``retry`` names its reason.
+    content, policy or scorer make it *stale*. A quarantined video stays so until its content or the policy changes,
+    ``retry`` names its reason, or a later row of any task shows that it could be decoded after all.
 
     Args:
         catalog: A table of videos or a storage prefix.
@@ -127,22 +143,25 @@ def make_plan(
         retry: Reasons of quarantine to plan again; ``retryable`` means those that may pass, ``all`` every one.
         content: The catalog's column that says what a video's content is.
         opt_out: A table with a column ``video_id`` or ``creator_id`` (or both): whom to leave out.
+        reserved: Names that the catalog's further columns may not have.
 
     Raises:
-        UserError: The catalog or the opt-out list is unusable.
+        UserError: The catalog or the opt-out list is unusable, or there is no such reason.
+        TypedError: Storage or a table cannot be read.
     """
+    _check_reasons(retry)
     storage = Storage(settings.storage)
     store = DeltaStore(tables, storage)
     folder = TemporaryDirectory(prefix="facereel-plan-", ignore_cleanup_errors=True)
     connection = duckdb.connect(str(Path(folder.name) / "plan.duckdb"), config={"memory_limit": MEMORY_LIMIT})
     try:
         connection.execute("SET enable_progress_bar = false")
-        open_catalog(catalog, storage, connection)
+        open_catalog(catalog, storage, connection, reserved)
         if content == "sha256":
             _require_digests(catalog, connection)
         names = [QUARANTINE, *map(score_table, scorers)]
         versions = {name: store.version(name) for name in names}
-        excluded = _excluded(connection, opt_out, storage)
+        excluded, opted_out = _excluded(connection, catalog, opt_out, storage)
         _find_quarantined(connection, store, policy, content)
         for task, digest in scorers.items():
             _find_states(connection, store, task, policy, digest, retry, content, excluded)
@@ -157,18 +176,34 @@ def make_plan(
                 connection.execute("SELECT reason, count(*) FROM quarantined_now GROUP BY ALL ORDER BY ALL").fetchall()
             ),
             versions=versions,
+            opted_out=opted_out,
             connection=connection,
             folder=folder,
         )
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        _close(connection, folder)
+        raise UserError(f"{catalog}: no plan can be made of it: {' '.join(str(error).split())}") from error
     except BaseException:
-        connection.close()
-        folder.cleanup()
+        _close(connection, folder)
         raise
 
 
+def _close(connection: duckdb.DuckDBPyConnection, folder: TemporaryDirectory[str]) -> None:
+    connection.close()
+    folder.cleanup()
+
+
+def _check_reasons(retry: frozenset[str]) -> None:
+    known = {*quarantine_reasons(), RETRY_ALL, RETRY_RETRYABLE}
+    if unknown := sorted(retry - known):
+        raise UserError(f"--retry {unknown[0]}: no such reason; known are {', '.join(sorted(known))}")
+
+
 def _same_content(content: Content) -> str:
-    """SQL: is catalog row ``c`` the content of table row ``r``? Where one side has no name for it, the uri counts."""
-    return f"CASE WHEN c.{content} IS NULL OR r.{content} IS NULL THEN c.uri = r.uri ELSE c.{content} = r.{content} END"
+    """SQL: is catalog row ``c`` the content of table row ``r``? By the first name of it that both sides have."""
+    by_etag = "WHEN c.etag IS NOT NULL AND r.etag IS NOT NULL THEN c.etag = r.etag"
+    by_digest = "WHEN c.sha256 IS NOT NULL AND r.sha256 IS NOT NULL THEN c.sha256 = r.sha256"
+    return f"CASE {by_digest if content == 'sha256' else ''} {by_etag} ELSE c.uri = r.uri END"
 
 
 def _require_digests(catalog: str, connection: duckdb.DuckDBPyConnection) -> None:
@@ -180,12 +215,24 @@ def _require_digests(catalog: str, connection: duckdb.DuckDBPyConnection) -> Non
         )
 
 
-def _excluded(connection: duckdb.DuckDBPyConnection, opt_out: str | None, storage: Storage) -> str:
-    """The SQL value that says why catalog row ``c`` is excluded, or null."""
+def _excluded(
+    connection: duckdb.DuckDBPyConnection, catalog: str, opt_out: str | None, storage: Storage
+) -> tuple[str, tuple[int, int] | None]:
+    """The SQL value that says why catalog row ``c`` is excluded, or null; and what the opt-out list names."""
     names = [row[0] for row in connection.execute("DESCRIBE catalog").fetchall()]
     cases = [f"WHEN c.age < {ADULT_AGE} THEN 'minor'"]
     if "opted_out" in names:
-        cases.append("WHEN CAST(c.opted_out AS BOOLEAN) THEN 'opted_out'")
+        as_bool = "try_cast(trim(c.opted_out::VARCHAR) AS BOOLEAN)"
+        unclear = connection.execute(
+            "SELECT video_id, opted_out FROM catalog c "
+            f"WHERE {as_bool} IS NULL AND trim(opted_out::VARCHAR) <> '' LIMIT 1"
+        ).fetchall()
+        if unclear:
+            raise UserError(
+                f"{catalog}: opted_out of {unclear[0][0]!r} is {unclear[0][1]!r}; give true, false or nothing"
+            )
+        cases.append(f"WHEN {as_bool} THEN 'opted_out'")
+    found = None
     if opt_out is not None:
         listed = read_table(opt_out, storage, {"video_id": pa.string(), "creator_id": pa.string()})
         columns = [name for name in ("video_id", "creator_id") if name in listed.schema.names]
@@ -194,32 +241,60 @@ def _excluded(connection: duckdb.DuckDBPyConnection, opt_out: str | None, storag
                 f"{opt_out}: an opt-out list has a column video_id or creator_id; "
                 f"it has {', '.join(listed.schema.names)}"
             )
-        connection.register("opt_out_file", listed)
         for column in columns:
+            kind = listed.schema.field(column).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+                # 123 read as 123.0 would match nobody, and whom it names would be scored.
+                raise UserError(f"{opt_out}: {column} is {kind}; ids are text or whole numbers: write them as text")
+            connection.register("opt_out_file", stream(listed, [column]))
             connection.execute(
-                f"CREATE TABLE opted_out_{column} AS "
-                f"SELECT DISTINCT CAST({column} AS VARCHAR) AS id FROM opt_out_file WHERE {column} IS NOT NULL"
+                f"CREATE TABLE opted_out_{column} AS SELECT DISTINCT trim({column}::VARCHAR) AS id FROM opt_out_file "
+                f"WHERE {column} IS NOT NULL"
             )
-            cases.append(f"WHEN c.{column} IN (SELECT id FROM opted_out_{column}) THEN 'opted_out'")
-        connection.unregister("opt_out_file")
-    return f"(CASE {' '.join(cases)} END)"
+            connection.unregister("opt_out_file")
+        listings = [f"c.{column} IN (SELECT id FROM opted_out_{column})" for column in columns]
+        cases += [f"WHEN {listing} THEN 'opted_out'" for listing in listings]
+        ((num_named,),) = connection.execute(f"SELECT count(*) FROM catalog c WHERE {' OR '.join(listings)}").fetchall()
+        found = (sum(_count(connection, f"opted_out_{column}") for column in columns), int(num_named))
+    return f"(CASE {' '.join(cases)} END)", found
 
 
 def _find_quarantined(connection: duckdb.DuckDBPyConnection, store: DeltaStore, policy: str, content: Content) -> None:
-    """``quarantined_now``: catalog rows that failed with this content and policy, with the newest reason."""
+    """``quarantined_now``: catalog rows that failed with this content and policy and were not decoded since."""
     columns = ["video_id", "uri", "etag", "sha256", "policy", "reason", "retryable", "attempts", "committed_at"]
     _register(connection, "rows_quarantine", store, QUARANTINE, columns)
     connection.execute(
         f"""
         CREATE TABLE quarantined_now AS
         SELECT c.rowid AS row, arg_max(r.reason, r.committed_at) AS reason,
-               bool_or(r.retryable) AS retryable, max(r.attempts) AS attempts
+               arg_max(r.retryable, r.committed_at) AS retryable, max(r.attempts) AS attempts,
+               max(r.committed_at) AS failed_at
         FROM catalog c JOIN rows_quarantine r ON c.video_id = r.video_id
         WHERE r.policy = ? AND {_same_content(content)} GROUP BY c.rowid
         """,
         [policy],
     )
     connection.unregister("rows_quarantine")
+    if not _count(connection, "quarantined_now"):
+        return
+    columns = ["video_id", "uri", "etag", "sha256", "policy", "committed_at"]
+    for name in map(
+        score_table, task_names()
+    ):  # whichever the task: what was decoded for one is no failure for another
+        if store.version(name) is None:
+            continue
+        _register(connection, "rows_decoded", store, name, columns)
+        connection.execute(
+            f"""
+            DELETE FROM quarantined_now WHERE row IN (
+                SELECT q.row FROM rows_decoded r JOIN catalog c ON r.video_id = c.video_id
+                JOIN quarantined_now q ON q.row = c.rowid
+                WHERE r.policy = ? AND {_same_content(content)} AND r.committed_at > q.failed_at
+            )
+            """,
+            [policy],
+        )
+        connection.unregister("rows_decoded")
 
 
 def _find_states(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.hosts import user_name
 from infra.storage import ObjectNotFound, Storage, StorageError, join
+from ray_jobs.outcome import Outcome
 from ray_jobs.score_table import RUNS
 
 State = Literal["running", "done", "stopped", "failed"]
@@ -34,17 +35,7 @@ class RunRecord(BaseModel):
     started_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     updated_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     num_due: int = 0
-    scored: int = 0
-    no_face: int = 0
-    quarantined: dict[str, int] = Field(default_factory=dict)
-    num_faces: int = 0
-    fetched_bytes: int = 0
-    num_commits: int = 0
-
-    @property
-    def done(self) -> int:
-        """Videos accounted for."""
-        return self.scored + self.no_face + sum(self.quarantined.values())
+    outcome: Outcome = Field(default_factory=Outcome)
 
 
 def run_folder(tables: str, run_id: str) -> str:

@@ -1,8 +1,9 @@
 """Score a catalog: plan, run the pipeline over what is due, commit, account for every video."""
 
 import secrets
+import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -21,13 +22,21 @@ from ray_jobs.cluster import connect
 from ray_jobs.console import RunProgress, console, print_plan
 from ray_jobs.failure_guard import FailureGuard, FailureLimits
 from ray_jobs.interrupts import Interrupts
+from ray_jobs.outcome import Outcome
 from ray_jobs.planning import Content, Plan, make_plan
 from ray_jobs.run_record import RunRecord, remove_due_list, run_folder, write_record
 from ray_jobs.score_table import QUARANTINE, score_table
 from ray_jobs.stages.extract import ExtractConfig, policy_digest
 from ray_jobs.stages.pipeline import Arrivals, Resources, check_resources, scored
 from ray_jobs.stages.predict import ShippedScorer
-from ray_jobs.stages.sink import QUARANTINE_SCHEMA, Outcome, ScoreSink, SinkConfig, score_schema
+from ray_jobs.stages.sink import (
+    QUARANTINE_SCHEMA,
+    ScoreSink,
+    SinkConfig,
+    check_columns,
+    reserved_columns,
+    score_schema,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,7 @@ def plan_run(config: ScoreConfig, resolved: dict[str, ResolvedScorer], settings:
         retry=config.retry,
         content=config.content,
         opt_out=config.opt_out,
+        reserved=reserved_columns(list(resolved)),
     )
 
 
@@ -169,7 +179,9 @@ def run_score(config: ScoreConfig, settings: Settings) -> ScoreResult:
                 epoch=lease.epoch,
                 num_due=plan.num_due,
             )
-            run = _Run(config, settings, storage, record, ScoreSink(store, _sink_config(config, record), lease.check))
+            check_columns(config.catalog, plan.due_schema(), store, list(resolved))
+            sink = ScoreSink(store, _sink_config(config, record), lease.check)
+            run = _Run(config, settings, storage, record, sink, lease)
             run.score(plan, resolved, cluster["CPU"], interrupts)
     finally:
         plan.close()
@@ -204,6 +216,7 @@ class _Run:
     storage: Storage
     record: RunRecord
     sink: ScoreSink
+    lease: Lease
 
     def score(self, plan: Plan, resolved: dict[str, ResolvedScorer], num_cpus: float, interrupts: Interrupts) -> None:
         """Run the pipeline; the run's record says how it ended, whatever happens."""
@@ -219,7 +232,8 @@ class _Run:
             plan.close()
             filesystem, path = self.storage.arrow_filesystem(due)
             ds = scored(
-                ray.data.read_parquet(path, filesystem=filesystem),
+                # Without a partitioning of its own, Ray would take `date=…` in the tables' path for a column.
+                ray.data.read_parquet(path, filesystem=filesystem, partitioning=None),
                 extract_config(self.config, resolved, self.settings),
                 scorers,
                 self.config.resources.spread(self.record.num_due, num_cpus),
@@ -247,7 +261,7 @@ class _Run:
                 if rows is not None:
                     guard.add(rows["reason"].to_pylist())
                     self.sink.add(rows)
-                    progress.update(guard.num_videos, _note_on(guard))
+                    progress.update(guard.num_videos, f"{guard.reasons.total()} quarantined")
                 if guard.all_failed_alike:
                     raise self._stopped(
                         f"the first {guard.num_videos} videos all failed for one reason: {guard.all_failed_alike} "
@@ -257,7 +271,8 @@ class _Run:
                 if not guard.holds_back and self.sink.tick():
                     self._note()
                 if guard.is_over:
-                    self._commit()
+                    if not guard.holds_back:
+                        self._commit()
                     raise self._stopped(
                         f"{guard.reasons.total()} of {guard.num_videos} videos failed ({_reasons(guard.reasons)}), "
                         f"more than --max-failure-rate {self.config.failures.max_rate:g} allows"
@@ -273,27 +288,23 @@ class _Run:
         self._note()
 
     def _stopped(self, why: str, exit_code: int = 3) -> RunStopped:
-        self.record.message = why
+        """Say at once how to go on, and let go of the lease: whoever sent the signal may not wait for the pipeline."""
         done, due = self.sink.outcome.done, self.record.num_due
-        return RunStopped(
+        message = (
             f"run {self.record.run_id}: {why}. {done} of {due} due videos are committed; go on with: "
-            f"{self.config.command or 'the same command'}",
-            exit_code,
+            f"{self.config.command or 'the same command'}"
         )
+        print(f"stopped: {message}", file=sys.stderr, flush=True)
+        self.record.message = why
+        self.lease.release()
+        return RunStopped(message, exit_code)
 
     def _note(self, **changes: str) -> None:
         """Write the run's record as of now."""
-        account = asdict(self.sink.outcome)
-        for name in ("scored", "no_face", "num_faces", "fetched_bytes", "num_commits"):
-            setattr(self.record, name, account[name])
-        self.record.quarantined = dict(self.sink.outcome.quarantined)
+        self.record.outcome = self.sink.outcome
         for name, value in changes.items():
             setattr(self.record, name, value)
         write_record(self.config.tables, self.record, self.storage)
-
-
-def _note_on(guard: FailureGuard) -> str:
-    return f"{guard.reasons.total()} quarantined"
 
 
 def _reasons(reasons: dict[str, int]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from infra.errors import TypedError
 from infra.settings import StorageSettings
-from infra.storage import SeekableReader, Storage
+from infra.storage import ObjectChanged, SeekableReader, Storage
 from models.video.decode import decode_frames
 from models.video.errors import DecoderCrashed, OutOfMemory
 from models.video.limits import DecodeLimits
@@ -45,8 +45,11 @@ def _answer(storage: Storage, request: dict[str, Any]) -> tuple[Answer, list[mem
     _limit_process(limits)
     try:
         with storage.open_reader(uri, request["etag"]) as reader:
-            sampled = decode_frames(reader, policy, limits, name=uri)
-            sha256 = _digest(reader) if request["with_digest"] else None
+            try:
+                sampled = decode_frames(reader, policy, limits, name=uri)
+            finally:
+                # Also of what cannot be decoded: it may not be what was meant.
+                sha256 = _checked_digest(reader, request["sha256"]) if request["with_digest"] else None
             stat, fetched_bytes = reader.stat, reader.bytes_read
     except TypedError as error:
         return Answer(error=type(error).__name__, message=str(error)), []
@@ -80,13 +83,16 @@ def _answer(storage: Storage, request: dict[str, Any]) -> tuple[Answer, list[mem
     return answer, [frame.rgb.reshape(-1).data for frame in sampled.frames]
 
 
-def _digest(reader: SeekableReader) -> str:
-    """SHA-256 of the version that the reader is pinned to."""
+def _checked_digest(reader: SeekableReader, expected: str | None) -> str:
+    """SHA-256 of the version that the reader is pinned to; `ObjectChanged` where another one is expected."""
     reader.seek(0)
     digest = hashlib.sha256()
     while block := reader.read(DIGEST_BLOCK_BYTES):
         digest.update(block)
-    return digest.hexdigest()
+    found = digest.hexdigest()
+    if expected is not None and found != expected.lower():
+        raise ObjectChanged(f"{reader.name}: changed: its sha256 is {found}, expected {expected}")
+    return found
 
 
 def _limit_process(limits: DecodeLimits) -> None:

@@ -26,6 +26,7 @@ from models.video.sampling import FramePolicy
 from models.video.wire import READY, Answer, receive, send
 
 MAX_START_S = 60
+MAX_STARTS = 3
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -94,6 +95,7 @@ class DecodeSandbox:
         *,
         etag: str | None = None,
         with_digest: bool = False,
+        sha256: str | None = None,
     ) -> Decoded:
         """The frames that the policy wants of the object at ``uri``, and the object that they are from.
 
@@ -103,16 +105,18 @@ class DecodeSandbox:
             limits: what the video may cost.
             etag: the version to read; None: the one found.
             with_digest: compute the SHA-256 of the whole object too.
+            sha256: with ``with_digest``, what it has to be; of other content not even a failure is reported but this.
 
         Raises:
             VideoError: a subclass that names the reason; `DecoderCrashed`, `DecodeTimeout` and `OutOfMemory` also when
                 the child died of this video.
-            StorageError: the object could not be read.
+            StorageError: the object could not be read; `ObjectChanged` where its etag or digest is another one.
         """
         request = {
             "uri": self._storage.absolute(uri),
             "etag": etag,
             "with_digest": with_digest,
+            "sha256": sha256,
             "policy": policy.model_dump(),
             "limits": limits.model_dump(),
         }
@@ -144,35 +148,44 @@ class DecodeSandbox:
         """The connection to a living child; starts one where none is."""
         if self._child is not None and self._child.poll() is not None:
             self._stop()
-        if self._connection is None:
-            ours, theirs = socket.socketpair()
-            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
-            path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-            # One thread: numpy's BLAS would reserve address space for every core.
-            env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-            with theirs:
-                self._child = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "models.video.child", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=self._stderr,
-                    stderr=self._stderr,
-                    pass_fds=[theirs.fileno()],
-                    env=env,
-                )
-            self._connection = ours
-            try:
-                send(ours, _plain(self._settings))
-                started, _ = receive(ours, deadline_s=time.monotonic() + MAX_START_S)
-                assert started == READY, started
-            except (OSError, EOFError) as error:
-                last_line = self._last_line()
-                self._stop()
-                # No video is to blame: not a typed error.
-                raise RuntimeError(f"the decoder's process does not start: {last_line}") from error
-        assert self._stderr is not None
-        self._stderr.seek(0)
-        self._stderr.truncate()
-        return self._connection
+        last_line = ""
+        for _ in range(MAX_STARTS):  # a child may be killed in its start, for what its neighbours took
+            if self._connection is None:
+                last_line = self._start()
+            if self._connection is not None:
+                assert self._stderr is not None
+                self._stderr.seek(0)
+                self._stderr.truncate()
+                return self._connection
+        # No video is to blame: not a typed error.
+        raise RuntimeError(f"the decoder's process does not start: {last_line}")
+
+    def _start(self) -> str:
+        """Start a child; where it does not come up, its last words."""
+        ours, theirs = socket.socketpair()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        # One thread: numpy's BLAS would reserve address space for every core.
+        env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        with theirs:
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "models.video.child", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._stderr,
+                stderr=self._stderr,
+                pass_fds=[theirs.fileno()],
+                env=env,
+            )
+        self._connection = ours
+        try:
+            send(ours, _plain(self._settings))
+            started, _ = receive(ours, deadline_s=time.monotonic() + MAX_START_S)
+            assert started == READY, started
+        except (OSError, EOFError):
+            last_line = self._last_line()
+            self._stop()
+            return last_line
+        return ""
 
     def _stop(self) -> None:
         """Kill the child, if one is running, and forget it."""

@@ -92,7 +92,8 @@ class Extractor:
                 decoded = self._decode(uri, etag, sha256)
             except TypedError as error:
                 row |= {"reason": error.reason, "retryable": error.retryable, "message": str(error)[:500]}
-                if num_tries == self._config.max_tries or not self._may_pass(error, num_tries, pinned=etag or sha256):
+                pinned = sha256 if self._config.with_digest else etag
+                if num_tries == self._config.max_tries or not self._may_pass(error, num_tries, pinned=pinned):
                     break
                 time.sleep(self._config.retry_wait_s * 4 ** (num_tries - 1))
                 continue
@@ -125,9 +126,8 @@ class Extractor:
             config.limits,
             etag=None if expected else etag,
             with_digest=config.with_digest,
+            sha256=expected,
         )
-        if expected is not None and decoded.sha256 != expected.lower():
-            raise ObjectChanged(f"{uri}: changed: its sha256 is {decoded.sha256}, expected {expected}")
         frames = decoded.sampled.frames
         if frames and all(frame.damaged for frame in frames):
             raise Corrupt(f"{uri}: all {len(frames)} wanted frames are damaged")

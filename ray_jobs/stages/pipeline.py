@@ -103,9 +103,9 @@ class Arrivals:
         self._stop.set()
         # Ray has no public way to end a dataset's execution before its last row.
         executor = getattr(self._ds, "_current_executor", None)
-        if executor is not None and self._thread.is_alive():
+        if executor is not None and self._thread.is_alive():  # None before the first block: nothing to end gently
             executor.shutdown(force=True)
-        self._thread.join(MAX_END_S)
+            self._thread.join(MAX_END_S)
 
     def __iter__(self) -> Iterator[pa.Table | None]:
         while True:

@@ -52,7 +52,7 @@ class ShippedScorer:
         What made a row can so be looked up as long as the row exists, whatever becomes of the registry.
         """
         uri = scorer_uri(tables, digest)
-        for path in sorted(directory.iterdir()):
+        for path in sorted(path for path in directory.iterdir() if path.is_file()):
             if not storage.exists(join(uri, path.name)):
                 storage.put(join(uri, path.name), path.read_bytes())
         return cls(task, digest, uri)

@@ -1,16 +1,18 @@
 """The driver's end of scoring: rows become score and quarantine rows, committed in order and exactly once."""
 
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infra.errors import UserError
 from infra.tables import DeltaStore
 from models.tasks.base import get_task
+from ray_jobs.catalog import COLUMN_TYPES
+from ray_jobs.outcome import Outcome
 from ray_jobs.score_table import QUARANTINE, score_table
 from ray_jobs.stages.extract import EXTRACT_FIELDS, FACE_TYPE
 from ray_jobs.stages.predict import face_schema, faces_column
@@ -25,6 +27,9 @@ _OWN_COLUMNS = {column.name for column in EXTRACT_FIELDS} | {
     "attempts",
     "predict_s",
 }
+
+# Columns of a due list that have a meaning of their own.
+_PLANNED = {*COLUMN_TYPES, "due_tasks", "attempts", "opted_out"} - {"creator_id", "age"}
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -56,6 +61,37 @@ def score_schema(task: str) -> pa.Schema:
     )
 
 
+def reserved_columns(tasks: Sequence[str]) -> frozenset[str]:
+    """Names, in lower case, that a catalog's own columns cannot have beside the results of these tasks."""
+    names = {*_OWN_COLUMNS, "read_etag", "crops", *QUARANTINE_SCHEMA.names}
+    for task in tasks:
+        names |= {task, faces_column(task), *score_schema(task).names}
+    return frozenset(name.lower() for name in names) - {*COLUMN_TYPES}
+
+
+def check_columns(catalog: str, due: pa.Schema, store: DeltaStore, tasks: Sequence[str]) -> None:
+    """See that the columns which pass through from the catalog still have the types that the tables know them by.
+
+    Raises:
+        UserError: One differs: Delta would refuse the first commit, or cut 1.5 down to 1.
+    """
+    for task in tasks:
+        dataset = store.dataset(score_table(task))
+        known = {} if dataset is None else {field.name.lower(): field for field in dataset.schema}
+        for column in due:
+            field = known.get(column.name.lower())
+            if column.name in _PLANNED or field is None:
+                continue
+            fits = column.type in (field.type, pa.null()) or (
+                pa.types.is_integer(column.type) and field.type == pa.int64()
+            )
+            if field.name != column.name or not fits:
+                raise UserError(
+                    f"{catalog}: the column {column.name} is {column.type} here and {field.name} is {field.type} in "
+                    f"{store.uri(score_table(task))}: cast it to that, or rename it"
+                )
+
+
 @dataclass(slots=True)
 class SinkConfig:
     """What the sink writes into every row, and how often it commits."""
@@ -66,25 +102,6 @@ class SinkConfig:
     commit_every_s: float = 30.0
     commit_every_rows: int = 10_000
     with_faces: bool = True
-
-
-@dataclass(slots=True)
-class Outcome:
-    """The running account of what is committed: each video of the plan ends in exactly one of these."""
-
-    scored: int = 0
-    no_face: int = 0
-    quarantined: Counter[str] = field(default_factory=Counter)
-    num_faces: int = 0
-    fetched_bytes: int = 0
-    extract_s: float = 0.0
-    predict_s: float = 0.0
-    num_commits: int = 0
-
-    @property
-    def done(self) -> int:
-        """Videos accounted for."""
-        return self.scored + self.no_face + self.quarantined.total()
 
 
 class ScoreSink:

@@ -63,7 +63,6 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RunStopped as error:
-        print(f"stopped: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -4,6 +4,7 @@ python -m tests.chaos.history --kills 50 --seed 1
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -51,7 +52,10 @@ WEIGHTS = {
     "second driver": 2,
     "two drivers at once": 1,
     "sleeping driver": 1,
+    "full disk": 1,
+    "read-only disk": 1,
 }
+DISK_BYTES = 64 << 20  # of the tables' own file system, where one can be mounted
 
 
 @dataclass
@@ -97,6 +101,7 @@ class History:
         self._rng = random.Random(seed)
         self._num_videos = num_videos
         self._drivers: list[subprocess.Popen[bytes]] = []
+        self._has_disk = False
         self._scorers, self._digests = self._make_scorers()
         self._images = self._make_images()
         self._cluster = Cluster(
@@ -112,6 +117,8 @@ class History:
                 driver.kill()
                 driver.wait()
         self._cluster.shutdown()
+        if self._has_disk:
+            subprocess.run(["umount", "-l", self._tables], check=False, capture_output=True)
 
     def run(self, kinds: list[str] | None = None, *, num_kills: int = 0) -> Report:
         """Play the given kills in order, or ``num_kills`` drawn ones, over as many rounds as it takes; then count."""
@@ -130,12 +137,15 @@ class History:
         self._place = self.folder / f"round-{self.report.num_rounds}"
         self._catalog = self._make_catalog(self._place)
         self._tables = str(self._place / "tables")
+        self._mount()
+        if not self._has_disk:
+            left[:] = [kind for kind in left if "disk" not in kind]
         watcher = Watcher(self._tables, (*map(score_table, TASKS), QUARANTINE))
         for _ in range(100):
             driver = self._start_driver()
             while left and driver.poll() is None:
                 print(f"round {self.report.num_rounds}, {len(left)} left: {left[0]}", flush=True)
-                driver, has_happened = getattr(self, f"_{left[0].replace(' ', '_')}")(driver)
+                driver, has_happened = getattr(self, "_" + left[0].replace(" ", "_").replace("-", "_"))(driver)
                 if not has_happened:
                     break  # the driver was done before
                 self.report.kills[left.pop(0)] += 1
@@ -147,6 +157,8 @@ class History:
         self.report.num_looks += watcher.num_looks
         self.report.violations += watcher.violations
         self.report.account += account(self._tables, self._catalog, self._digests)
+        if self._has_disk:
+            subprocess.run(["umount", self._tables], check=True)
 
     # The misfortunes: each takes the driver at work and returns the one at work afterwards, and whether it happened.
 
@@ -238,6 +250,44 @@ class History:
             self.report.violations.append("a driver that slept through its lease ended as if nothing were")
         self.report.rework.append(self._pending(driver))
         return second, True
+
+    def _full_disk(self, driver: subprocess.Popen[bytes]) -> tuple[subprocess.Popen[bytes], bool]:
+        """Nothing more fits on the tables' disk until the driver has given up."""
+        filler = Path(self._tables) / "filler"
+
+        def fill() -> None:
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1 << 16))
+
+        return self._with_disk_trouble(driver, fill, filler.unlink)
+
+    def _read_only_disk(self, driver: subprocess.Popen[bytes]) -> tuple[subprocess.Popen[bytes], bool]:
+        """The tables' disk turns read-only until the driver has given up."""
+
+        def remount(how: str) -> None:
+            subprocess.run(["mount", "-o", f"remount,{how}", self._tables], check=True)
+
+        return self._with_disk_trouble(driver, lambda: remount("ro"), lambda: remount("rw"))
+
+    def _with_disk_trouble(
+        self, driver: subprocess.Popen[bytes], begin: Callable[[], None], end: Callable[[], None]
+    ) -> tuple[subprocess.Popen[bytes], bool]:
+        self._until(driver, lambda: self._num_lines(driver, "arrive") >= 1)
+        if driver.poll() is not None:
+            return driver, False
+        begin()
+        code = self._wait(driver)
+        end()
+        if code != 2:
+            self.report.violations.append(f"a driver without a disk to write to ended with {code}")
+        return driver, True
+
+    def _mount(self) -> None:
+        """Give the tables a file system of their own, where that is permitted."""
+        Path(self._tables).mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "facereel-chaos", self._tables]
+        self._has_disk = subprocess.run(command, check=False, capture_output=True).returncode == 0
 
     def _start_driver(self, *, probe: bool = False) -> subprocess.Popen[bytes]:
         number = len(self._drivers)

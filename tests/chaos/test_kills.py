@@ -12,10 +12,10 @@ def test_nothing_is_lost_twice_or_wrong_whatever_is_killed(tmp_path: Path) -> No
 
     history = History(tmp_path, seed=3, num_videos=120)
     try:
-        report = history.run(["worker", "second driver", "driver", "raylet", "sleeping driver"])
+        report = history.run(["worker", "second driver", "driver", "raylet", "full disk", "sleeping driver"])
     finally:
         history.close()
     print(report)
-    assert report.kills.total() == 5
+    assert report.kills.total() >= 5  # six where a tmpfs may be mounted
     assert report.account.num_rows >= 2 * 120
     assert report.is_clean, str(report)

@@ -60,7 +60,7 @@ def test_first_videos_that_all_fail_alike_stop_the_run_and_stay_due(world: World
     assert stopped.value.exit_code == 3
     assert not ids(tables)
     (record,) = read_records(str(tables), Storage())
-    assert (record.state, record.done) == ("stopped", 0)
+    assert (record.state, record.outcome.done) == ("stopped", 0)
     result = run_score(config(world, catalog, tables), world.settings)  # fewer than the default limit: quarantined
     assert result.outcome is not None
     assert result.outcome.quarantined == {"not_found": 12}
@@ -107,7 +107,7 @@ def test_a_signal_ends_the_run_with_a_commit_and_the_way_on(
     kept = ids(tables)
     assert 0 < len(kept) < 40, "what had arrived is committed, the rest is not waited for"
     (record,) = read_records(str(tables), Storage())
-    assert (record.state, record.done, record.message) == ("stopped", len(kept), f"stopped by {number.name}")
+    assert (record.state, record.outcome.done, record.message) == ("stopped", len(kept), f"stopped by {number.name}")
     assert not list((tables / "_runs").rglob("*.parquet")), "the due list is gone"
     monkeypatch.undo()
     result = run_score(config(world, catalog, tables), world.settings)

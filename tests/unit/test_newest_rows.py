@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from infra.storage import Storage, join
 from infra.tables import DeltaStore
 from ray_jobs.maintenance import optimize
 from ray_jobs.newest_rows import NewestRows, export_rows, print_rows
+from ray_jobs.outcome import Outcome
 from ray_jobs.overview import overview, print_overview
 from ray_jobs.run_record import RunRecord, read_records, run_folder, write_record
 from ray_jobs.score_table import QUARANTINE, score_table
@@ -126,16 +128,12 @@ def record(run_id: str, **values: Any) -> RunRecord:
 
 def test_the_overview_tells_the_living_from_the_killed(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
     storage, root = Storage(), str(tables)
-    write_record(root, record("done", state="done", started_at=START, num_due=4, scored=3, no_face=1), storage)
-    write_record(
-        root,
-        record("dead", started_at=START + timedelta(hours=1), epoch=0, num_due=9, scored=2, command="again"),
-        storage,
-    )
+    done, dead, alive = Outcome(3, 1), Outcome(2), Outcome(5, 0, Counter({"corrupt": 1}))
+    write_record(root, record("done", state="done", started_at=START, num_due=4, outcome=done), storage)
+    later = START + timedelta(hours=1)
+    write_record(root, record("dead", started_at=later, num_due=9, outcome=dead, command="never"), storage)
     with Lease(storage, root, "run alive") as lease:
-        write_record(
-            root, record("alive", epoch=lease.epoch, num_due=10, scored=5, quarantined={"corrupt": 1}), storage
-        )
+        write_record(root, record("alive", epoch=lease.epoch, num_due=10, outcome=alive, command="again"), storage)
         found = overview(root, Settings(), num_runs=5)
         print_overview(found)
         assert found.writer is not None
@@ -145,13 +143,16 @@ def test_the_overview_tells_the_living_from_the_killed(tables: Path, capsys: pyt
         ("dead", "killed"),
         ("done", "done"),
     ]
-    assert found.runs[0].record.done == 6
+    assert found.runs[0].record.outcome.done == 6
     assert {stats.name: stats.num_rows for stats in found.tables} == {"scores_attractiveness": 5, "quarantine": 1}
     printed = capsys.readouterr().out
-    assert "go on with: again" in printed
+    assert "go on with" not in printed, "what the dead run left, the living one has planned"
     assert "6 (60%)" in printed
     after = overview(root, Settings(), num_runs=1)
     assert (after.writer, after.runs[0].state) == (None, "killed")
+    assert json.loads(after.model_dump_json())["runs"][0]["state"] == "killed"
+    print_overview(after)
+    assert "go on with: again" in capsys.readouterr().out
     with pytest.raises(UserError, match="no tables and no runs"):
         overview(str(tables / "nowhere"), Settings(), num_runs=1)
 

@@ -151,6 +151,74 @@ def test_the_newest_reason_of_a_video_counts(tmp_path: Path) -> None:
     assert due(plan(tmp_path, catalog, retry=frozenset({"corrupt"}))) == ["a"]
 
 
+def test_a_failure_that_a_later_row_disproves_is_none(tmp_path: Path) -> None:
+    """Else a video that failed once would be left out by every later champion."""
+    quarantined(tmp_path, "a", "1", "storage_timeout")
+    quarantined(tmp_path, "b", "1", "storage_timeout")
+    scored(tmp_path, "a", "1", scorer="scorer-0")
+    columns = {"video_id": "b", "uri": "/b.mp4", "etag": "1", "policy": POLICY, "scorer": "x"}
+    _append(tmp_path, score_table("attractiveness"), columns)  # another task's, which this plan is not about
+    quarantined(tmp_path, "c", "1", "corrupt")
+    scored(tmp_path, "c", "0")
+    scored(tmp_path, "c", "1", policy="policy-0")
+    catalog = write_catalog(tmp_path, video("a", "1"), video("b", "1"), video("c", "1"))
+    found = plan(tmp_path, catalog)
+    assert states(found) == {"a": "stale_scorer", "b": "new", "c": "quarantined"}
+    assert found.reasons == {"corrupt": 1}
+
+
+def test_whether_a_failure_may_pass_is_for_the_newest_to_say(tmp_path: Path) -> None:
+    quarantined(tmp_path, "a", "1", "storage_timeout")
+    quarantined(tmp_path, "a", "1", "corrupt")
+    catalog = write_catalog(tmp_path, video("a", "1"))
+    assert states(plan(tmp_path, catalog)) == {"a": "quarantined"}
+    assert due(plan(tmp_path, catalog, retry=frozenset({"retryable"}))) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "words"),
+    [
+        ("video_id,uri\na,a.mp4\n", {"retry": frozenset({"not-found"})}, "--retry not-found: no such reason"),
+        ("video_id,uri,opted_out\na,a.mp4,maybe\n", {}, "opted_out of 'a' is 'maybe'"),
+        ("video_id,uri,Age\na,a.mp4,12\n", {}, "the column Age has to be called age"),
+        ("video_id,uri,Opted_Out\na,a.mp4,true\n", {}, "the column Opted_Out has to be called opted_out"),
+        ("video_id,uri,views,Views\na,a.mp4,1,2\n", {}, "views and Views differ only in case"),
+        ("video_id,uri,rowid\na,a.mp4,1\n", {}, "the column rowid has the name of one that facereel writes"),
+        ("video_id,uri,row\na,a.mp4,1\n", {}, "the column row has the name"),
+        ("video_id,uri,Smile\na,a.mp4,1\n", {"reserved": frozenset({"smile"})}, "the column Smile has the name"),
+    ],
+)
+def test_what_a_plan_cannot_be_made_of(tmp_path: Path, lines: str, options: dict[str, Any], words: str) -> None:
+    path = tmp_path / "catalog.csv"
+    path.write_text(lines)
+    with pytest.raises(UserError, match=words):
+        plan(tmp_path, str(path), **options)
+
+
+def test_ids_on_an_opt_out_list_are_never_rounded(tmp_path: Path) -> None:
+    """Pandas makes floats of whole numbers with gaps: 123.0 names nobody."""
+    listed = tmp_path / "out.parquet"
+    catalog = write_catalog(tmp_path, video("123", "1"), video("124", "1"))
+    pq.write_table(pa.table({"video_id": pa.array([123.0, None])}), listed)
+    with pytest.raises(UserError, match="video_id is double"):
+        plan(tmp_path, catalog, opt_out=str(listed))
+    pq.write_table(pa.table({"video_id": pa.array([123, None], pa.int64())}), listed)
+    found = plan(tmp_path, catalog, opt_out=str(listed))
+    assert states(found) == {"123": "opted_out", "124": "new"}
+    assert found.opted_out == (1, 1)
+
+
+def test_empty_names_of_content_are_none_and_digests_have_no_case(tmp_path: Path) -> None:
+    table = pa.table({"video_id": ["a", "b"], "uri": ["/a.mp4", "/b.mp4"], "etag": ["", '"1"'], "sha256": ["", "ABCD"]})
+    pq.write_table(table, tmp_path / "catalog.parquet")
+    key = {"policy": POLICY, "scorer": SCORER, "etag": "1"}
+    for name in ("a", "b"):
+        _append(tmp_path, score_table("fs2k"), {"video_id": name, "uri": f"/{name}.mp4", "sha256": "abcd", **key})
+    for content in ("etag", "sha256"):
+        found = plan(tmp_path, str(tmp_path / "catalog.parquet"), content=content)
+        assert states(found) == {"a": "done", "b": "done"}
+
+
 def test_an_opt_out_list_leaves_out_videos_and_creators(tmp_path: Path) -> None:
     catalog = write_catalog(
         tmp_path, video("a", "1", creator_id="x"), video("b", "1", creator_id="y"), video("c", "1"), video("d", "1")

@@ -200,6 +200,32 @@ class NoSocket:
     def sendall(self, data): ...
 
 
+def test_a_child_that_is_killed_in_its_start_is_replaced(monkeypatch, video):
+    popen, started = subprocess.Popen, []
+
+    def killed_at_first(*arguments, **options):
+        child = popen(*arguments, **options)
+        if not started:
+            child.kill()
+        started.append(child)
+        return child
+
+    monkeypatch.setattr(sandbox_module.subprocess, "Popen", killed_at_first)
+    with DecodeSandbox() as sandbox:
+        assert_decodes(sandbox, video)
+    assert len(started) == 2
+
+
+def test_a_digest_that_is_not_the_expected_one_comes_before_any_failure(shared, tmp_path):
+    path = tmp_path / "half.mp4"
+    path.write_bytes(file_of("h264_b")[:-2000])
+    with pytest.raises(ObjectChanged, match="its sha256 is"):
+        shared.decode(str(path), POLICY, LIMITS, with_digest=True, sha256=hashlib.sha256(b"whole").hexdigest())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(Truncated):
+        shared.decode(str(path), POLICY, LIMITS, with_digest=True, sha256=digest)
+
+
 def test_a_child_that_cannot_start_is_nobodys_video(monkeypatch, video):
     monkeypatch.setattr(sandbox_module, "ROOT", Path("/nowhere"))
     monkeypatch.delenv("PYTHONPATH", raising=False)

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from infra.errors import UserError
 from infra.leases import LeaseLost
 from infra.storage import Storage
 from infra.tables import DeltaStore
@@ -13,7 +14,14 @@ from models.tasks.base import get_task
 from ray_jobs.score_table import QUARANTINE, score_table
 from ray_jobs.stages.extract import EXTRACT_FIELDS
 from ray_jobs.stages.predict import face_schema, faces_column
-from ray_jobs.stages.sink import QUARANTINE_SCHEMA, ScoreSink, SinkConfig, score_schema
+from ray_jobs.stages.sink import (
+    QUARANTINE_SCHEMA,
+    ScoreSink,
+    SinkConfig,
+    check_columns,
+    reserved_columns,
+    score_schema,
+)
 
 TASKS = ("attractiveness", "fs2k")
 PREDICTION: dict[str, dict[str, Any]] = {
@@ -189,3 +197,25 @@ def test_a_commit_repeated_after_a_crash_between_two_tables_is_not_doubled(store
 def test_committing_nothing_writes_nothing(store: DeltaStore, tmp_path: Path) -> None:
     make_sink(store).commit()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_columns_that_pass_through_keep_their_type(store: DeltaStore) -> None:
+    sink = make_sink(store)
+    sink.add(result("a"))
+    sink.commit()
+
+    def check(**columns: pa.DataType) -> None:
+        check_columns("catalog.csv", pa.schema({"video_id": pa.string(), **columns}), store, TASKS)
+
+    check(views=pa.int64(), fresh=pa.float64(), size=pa.float32())
+    check(views=pa.int32())
+    check(views=pa.null())
+    for columns in ({"views": pa.float64()}, {"views": pa.string()}, {"Views": pa.int64()}):
+        with pytest.raises(UserError, match=r"catalog\.csv: the column [Vv]iews is"):
+            check(**columns)
+
+
+def test_what_results_are_called_is_not_for_catalogs() -> None:
+    reserved = reserved_columns(["fs2k"])
+    assert {"smile", "smile_p", "status", "faces", "reason", "fs2k", "fs2k_faces", "committed_at"} <= reserved
+    assert not {"video_id", "uri", "etag", "age", "creator_id", "size", "views", "score", "sha256"} & reserved

@@ -1,5 +1,6 @@
 """Delta tables: commits exactly once, whole, and with columns that grow."""
 
+import os
 from pathlib import Path
 
 import deltalake
@@ -8,7 +9,7 @@ import pytest
 
 from infra import tables as tables_module
 from infra.storage import Storage
-from infra.tables import DeltaStore, Fenced, TableUnwritable
+from infra.tables import DeltaStore, Fenced, TableUnreadable, TableUnwritable
 
 
 @pytest.fixture
@@ -171,3 +172,28 @@ def test_the_stats_of_a_table(store: DeltaStore) -> None:
     assert (stats.name, stats.version, stats.num_rows, stats.num_files) == ("t", 0, 2, 1)
     assert stats.num_bytes > 0
     assert stats.committed_at is not None
+
+
+def test_a_damaged_log_is_said_by_name(store: DeltaStore, tmp_path: Path) -> None:
+    store.append("t", rows("a"), run_id="run", sequence=1)
+    next((tmp_path / "t" / "_delta_log").glob("*.json")).write_text("{")
+    for look in (store.version, store.dataset, store.stats):
+        with pytest.raises(TableUnreadable, match=r"/t cannot be opened"):
+            look("t")
+
+
+def test_rows_that_do_not_fit_are_refused_at_once(store: DeltaStore) -> None:
+    store.append("t", rows("a"), run_id="run", sequence=1)
+    with pytest.raises(TableUnwritable, match=r"/t cannot be written"):
+        store.append("t", pa.table({"video_id": [1.5], "VIDEO_ID": ["b"]}), run_id="run", sequence=2)
+    assert committed(store) == ["a"]
+
+
+def test_files_of_a_commit_that_never_came_about_are_removed(store: DeltaStore, tmp_path: Path) -> None:
+    store.append("t", rows("a"), run_id="run", sequence=1)
+    orphan = tmp_path / "t" / "part-orphan.parquet"
+    orphan.write_bytes(next((tmp_path / "t").glob("*.parquet")).read_bytes())
+    os.utime(orphan, (0, 0))
+    assert store.vacuum("t", keep_hours=1) == 1
+    assert not orphan.exists()
+    assert committed(store) == ["a"]
