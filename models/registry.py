@@ -88,8 +88,8 @@ def resolve(client: MlflowClient, reference: str, *, task: str) -> ResolvedScore
 
     Args:
         client: The tracking client.
-        reference: ``models:/name@alias``, ``models:/name/3``, or a scorer directory. An alias alone (``champion``)
-            means the task's own model.
+        reference: ``models:/name@alias``, ``models:/name/3``, or a scorer directory. An alias (``champion``) or a
+            version (``3``) alone means the task's own model.
         task: The task that the scorer must answer.
 
     Raises:
@@ -131,7 +131,7 @@ def _digest_tag(found: ModelVersion, reference: str) -> str:
 
 
 def _find_version(client: MlflowClient, reference: str, task: str) -> ModelVersion:
-    uri = reference
+    uri = f"models:/{model_name(task)}/{reference}" if reference.isdigit() else reference
     if re.fullmatch(r"[A-Za-z][\w-]*", reference):
         uri = f"models:/{model_name(task)}@{reference}"
     match = _REGISTRY_URI.match(uri)

@@ -35,10 +35,12 @@ def test_a_registered_scorer_comes_back_by_version_alias_and_directory(
     assert version.tags["digest"] == saved.digest
     assert registry.promote(client, "fs2k", version.version) is None
     name = registry.model_name("fs2k")
-    for reference in ("champion", f"models:/{name}@champion", f"models:/{name}/{version.version}"):
+    by_version = f"models:/{name}/{version.version}"
+    for reference in ("champion", f"models:/{name}@champion", by_version, str(version.version)):
+        assert registry.find_digest(client, reference, task="fs2k") == saved.digest
         found = registry.resolve(client, reference, task="fs2k")
         assert found.scorer.digest == saved.digest
-        assert found.version == f"models:/{name}/{version.version}"
+        assert found.version == by_version
     assert registry.resolve(client, str(tmp_path / "scorer"), task="fs2k").scorer.digest == saved.digest
     assert registry.tasks_with(client, "champion") == ["fs2k"]
     second = registry.register(client, tmp_path / "scorer", run_id=run_id)
