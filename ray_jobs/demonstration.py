@@ -23,7 +23,8 @@ from ray_jobs.held_out import Comparison, compare
 from ray_jobs.preparing import PrepareConfig, print_manifest, run_prepare
 from ray_jobs.reporting import write_report
 from ray_jobs.reports.scores import Section
-from ray_jobs.scoring import ScoreConfig, print_result, run_score
+from ray_jobs.score_config import ScoreConfig
+from ray_jobs.scoring import print_result, run_score
 from ray_jobs.training.config import TrainConfig
 from ray_jobs.training.run import print_result as print_training
 from ray_jobs.training.run import run_train

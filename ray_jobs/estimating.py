@@ -14,7 +14,7 @@ from models.registry import ResolvedScorer
 from ray_jobs.cluster import connect
 from ray_jobs.console import RunProgress, console
 from ray_jobs.planning import Plan
-from ray_jobs.scoring import ScoreConfig, extract_config
+from ray_jobs.score_config import ScoreConfig, extract_config
 from ray_jobs.stages.pipeline import Resources, arriving, check_resources, scored
 from ray_jobs.stages.predict import CarriedScorer
 

@@ -31,7 +31,7 @@ def plan(
     from infra.settings import load_settings
     from models.tasks.base import task_names
     from ray_jobs.console import print_plan
-    from ray_jobs.scoring import ScoreConfig, plan_run, resolve_scorers
+    from ray_jobs.score_config import ScoreConfig, plan_run, resolve_scorers
     from ray_jobs.stages.pipeline import Resources
 
     settings = load_settings(config, **options.cluster_section(num_cpus))

@@ -16,7 +16,8 @@ from infra.settings import Settings
 from infra.storage import Storage, StorageUnavailable
 from infra.tables import DeltaStore
 from models.tasks.base import task_names
-from ray_jobs.catalog import ADULT_AGE, open_catalog, read_table
+from ray_jobs.catalog import open_catalog
+from ray_jobs.exclusion import excluded
 from ray_jobs.score_table import QUARANTINE, quarantine_reasons, score_table
 
 # The states of a (video, task), in the order in which they are shown. Those in DUE are scored.
@@ -161,10 +162,11 @@ def make_plan(
             _require_digests(catalog, connection)
         names = [QUARANTINE, *map(score_table, scorers)]
         versions = {name: store.version(name) for name in names}
-        excluded, opted_out = _excluded(connection, catalog, opt_out, storage)
+        reason, opted_out = excluded(connection, catalog, opt_out, storage)
         _find_quarantined(connection, store, policy, content)
+        _drop_disproved(connection, store, policy, content)
         for task, digest in scorers.items():
-            _find_states(connection, store, task, policy, digest, retry, content, excluded)
+            _find_states(connection, store, task, policy, digest, retry, content, reason)
         _find_due(connection, list(scorers))
         return Plan(
             catalog=catalog,
@@ -215,52 +217,8 @@ def _require_digests(catalog: str, connection: duckdb.DuckDBPyConnection) -> Non
         )
 
 
-def _excluded(
-    connection: duckdb.DuckDBPyConnection, catalog: str, opt_out: str | None, storage: Storage
-) -> tuple[str, tuple[int, int] | None]:
-    """The SQL value that says why catalog row ``c`` is excluded, or null; and what the opt-out list names."""
-    names = [row[0] for row in connection.execute("DESCRIBE catalog").fetchall()]
-    cases = [f"WHEN c.age < {ADULT_AGE} THEN 'minor'"]
-    if "opted_out" in names:
-        as_bool = "try_cast(trim(c.opted_out::VARCHAR) AS BOOLEAN)"
-        unclear = connection.execute(
-            "SELECT video_id, opted_out FROM catalog c "
-            f"WHERE {as_bool} IS NULL AND trim(opted_out::VARCHAR) <> '' LIMIT 1"
-        ).fetchall()
-        if unclear:
-            raise UserError(
-                f"{catalog}: opted_out of {unclear[0][0]!r} is {unclear[0][1]!r}; give true, false or nothing"
-            )
-        cases.append(f"WHEN {as_bool} THEN 'opted_out'")
-    found = None
-    if opt_out is not None:
-        listed = read_table(opt_out, storage, {"video_id": pa.string(), "creator_id": pa.string()})
-        columns = [name for name in ("video_id", "creator_id") if name in listed.schema.names]
-        if not columns:
-            raise UserError(
-                f"{opt_out}: an opt-out list has a column video_id or creator_id; "
-                f"it has {', '.join(listed.schema.names)}"
-            )
-        for column in columns:
-            kind = listed.schema.field(column).type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
-                # 123 read as 123.0 would match nobody, and whom it names would be scored.
-                raise UserError(f"{opt_out}: {column} is {kind}; ids are text or whole numbers: write them as text")
-            connection.register("opt_out_file", stream(listed, [column]))
-            connection.execute(
-                f"CREATE TABLE opted_out_{column} AS SELECT DISTINCT trim({column}::VARCHAR) AS id FROM opt_out_file "
-                f"WHERE {column} IS NOT NULL"
-            )
-            connection.unregister("opt_out_file")
-        listings = [f"c.{column} IN (SELECT id FROM opted_out_{column})" for column in columns]
-        cases += [f"WHEN {listing} THEN 'opted_out'" for listing in listings]
-        ((num_named,),) = connection.execute(f"SELECT count(*) FROM catalog c WHERE {' OR '.join(listings)}").fetchall()
-        found = (sum(_count(connection, f"opted_out_{column}") for column in columns), int(num_named))
-    return f"(CASE {' '.join(cases)} END)", found
-
-
 def _find_quarantined(connection: duckdb.DuckDBPyConnection, store: DeltaStore, policy: str, content: Content) -> None:
-    """``quarantined_now``: catalog rows that failed with this content and policy and were not decoded since."""
+    """``quarantined_now``: catalog rows that failed with this content and policy, with the newest reason."""
     columns = ["video_id", "uri", "etag", "sha256", "policy", "reason", "retryable", "attempts", "committed_at"]
     _register(connection, "rows_quarantine", store, QUARANTINE, columns)
     connection.execute(
@@ -275,26 +233,33 @@ def _find_quarantined(connection: duckdb.DuckDBPyConnection, store: DeltaStore, 
         [policy],
     )
     connection.unregister("rows_quarantine")
+
+
+def _drop_disproved(connection: duckdb.DuckDBPyConnection, store: DeltaStore, policy: str, content: Content) -> None:
+    """Take out of ``quarantined_now`` what was decoded later, whichever the task: the failure has passed."""
     if not _count(connection, "quarantined_now"):
         return
+    # Few rows beside a score table, which is read past them.
+    connection.execute(
+        "CREATE TEMP TABLE failing AS SELECT q.row, q.failed_at, c.video_id, c.uri, c.etag, c.sha256 "
+        "FROM quarantined_now q JOIN catalog c ON q.row = c.rowid"
+    )
     columns = ["video_id", "uri", "etag", "sha256", "policy", "committed_at"]
-    for name in map(
-        score_table, task_names()
-    ):  # whichever the task: what was decoded for one is no failure for another
+    for name in map(score_table, task_names()):
         if store.version(name) is None:
             continue
         _register(connection, "rows_decoded", store, name, columns)
         connection.execute(
             f"""
             DELETE FROM quarantined_now WHERE row IN (
-                SELECT q.row FROM rows_decoded r JOIN catalog c ON r.video_id = c.video_id
-                JOIN quarantined_now q ON q.row = c.rowid
-                WHERE r.policy = ? AND {_same_content(content)} AND r.committed_at > q.failed_at
+                SELECT c.row FROM rows_decoded r JOIN failing c ON r.video_id = c.video_id
+                WHERE r.policy = ? AND {_same_content(content)} AND r.committed_at > c.failed_at
             )
             """,
             [policy],
         )
         connection.unregister("rows_decoded")
+    connection.execute("DROP TABLE failing")
 
 
 def _find_states(

@@ -55,7 +55,8 @@ def score(
     from ray_jobs.console import print_plan
     from ray_jobs.failure_guard import FailureLimits
     from ray_jobs.policy_file import read_policies
-    from ray_jobs.scoring import ScoreConfig, plan_run, print_result, resolve_scorers, run_score
+    from ray_jobs.score_config import ScoreConfig, plan_run, resolve_scorers
+    from ray_jobs.scoring import print_result, run_score
     from ray_jobs.stages.pipeline import Resources
 
     run = ScoreConfig(

@@ -1,63 +1,26 @@
-"""Score a catalog: plan, run the pipeline over what is due, commit, account for every video."""
+"""Score a catalog: plan, take the lease, run what is due, account for every video."""
 
 import secrets
-import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-import pyarrow as pa
-import ray
-import ray.data
-
-from infra.errors import RunStopped, UserError
-from infra.leases import TTL_S, Lease
+from infra.errors import UserError
+from infra.leases import Lease
 from infra.settings import Settings
-from infra.storage import Storage, join
+from infra.storage import Storage
 from infra.tables import DeltaStore
-from infra.tracking import tracking_client
-from models.registry import CHAMPION, ResolvedScorer, resolve, tasks_with
-from models.video.limits import DecodeLimits
 from ray_jobs.cluster import connect
-from ray_jobs.console import RunProgress, console, print_plan
-from ray_jobs.failure_guard import FailureGuard, FailureLimits
+from ray_jobs.console import console, print_plan
 from ray_jobs.interrupts import Interrupts
 from ray_jobs.outcome import Outcome
-from ray_jobs.planning import Content, Plan, make_plan
-from ray_jobs.run_record import RunRecord, remove_due_list, run_folder, write_record
+from ray_jobs.planning import Plan
+from ray_jobs.run_record import RunRecord
+from ray_jobs.score_config import ScoreConfig, plan_run, policy_of, resolve_scorers
+from ray_jobs.score_run import ScoreRun, spoken_reasons
 from ray_jobs.score_table import QUARANTINE, score_table
-from ray_jobs.stages.extract import ExtractConfig, policy_digest
-from ray_jobs.stages.pipeline import Arrivals, Resources, check_resources, scored
-from ray_jobs.stages.predict import ShippedScorer
-from ray_jobs.stages.sink import (
-    QUARANTINE_SCHEMA,
-    ScoreSink,
-    SinkConfig,
-    check_columns,
-    reserved_columns,
-    score_schema,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreConfig:
-    """One scoring run."""
-
-    catalog: str
-    tables: str
-    scorers: dict[str, str]  # task -> scorer reference; empty: every task that has a champion
-    retry: frozenset[str] = frozenset()
-    content: Content = "etag"
-    opt_out: str | None = None
-    resources: Resources = field(default_factory=Resources)
-    limits: DecodeLimits = field(default_factory=DecodeLimits)
-    failures: FailureLimits = field(default_factory=FailureLimits)
-    max_tries: int = 3
-    commit_every_s: float = 30.0
-    commit_every_rows: int = 10_000
-    with_faces: bool = True
-    lease_ttl_s: float = TTL_S
-    command: str = ""  # what the user typed, to go on with after a stop
+from ray_jobs.stages.pipeline import check_resources
+from ray_jobs.stages.sink import QUARANTINE_SCHEMA, ScoreSink, SinkConfig, check_columns, score_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,64 +31,6 @@ class ScoreResult:
     plan: Plan
     outcome: Outcome | None
     wall_s: float
-
-
-def resolve_scorers(scorers: dict[str, str], settings: Settings) -> dict[str, ResolvedScorer]:
-    """Load and check the scorers of a run.
-
-    Raises:
-        UserError: One does not exist, or they were trained on different crops, so that one decode cannot serve them.
-    """
-    client = tracking_client(settings.tracking)
-    if not scorers:
-        scorers = dict.fromkeys(tasks_with(client, CHAMPION), CHAMPION)
-    if not scorers:
-        raise UserError(
-            f"no task has a champion in the registry {client.tracking_uri}: "
-            "train and promote one, or give --scorer TASK=DIR"
-        )
-    resolved = {task: resolve(client, reference, task=task) for task, reference in scorers.items()}
-    policies = {(s.scorer.manifest.frame_policy, s.scorer.manifest.face_policy) for s in resolved.values()}
-    if len(policies) > 1:
-        raise UserError(
-            f"the scorers of {' and '.join(resolved)} were trained with different frame or face policies, so they need "
-            "different crops: score them in separate runs (--task)"
-        )
-    return resolved
-
-
-def policy_of(resolved: dict[str, ResolvedScorer]) -> str:
-    """Digest of the frame and face policy that all scorers of a run share."""
-    manifest = next(iter(resolved.values())).scorer.manifest
-    return policy_digest(manifest.frame_policy, manifest.face_policy)
-
-
-def plan_run(config: ScoreConfig, resolved: dict[str, ResolvedScorer], settings: Settings) -> Plan:
-    """The plan of a run; close it."""
-    return make_plan(
-        config.catalog,
-        config.tables,
-        policy=policy_of(resolved),
-        scorers={task: found.scorer.digest for task, found in resolved.items()},
-        settings=settings,
-        retry=config.retry,
-        content=config.content,
-        opt_out=config.opt_out,
-        reserved=reserved_columns(list(resolved)),
-    )
-
-
-def extract_config(config: ScoreConfig, resolved: dict[str, ResolvedScorer], settings: Settings) -> ExtractConfig:
-    """How the run's videos become crops."""
-    manifest = next(iter(resolved.values())).scorer.manifest
-    return ExtractConfig(
-        frame_policy=manifest.frame_policy,
-        face_policy=manifest.face_policy,
-        limits=config.limits,
-        storage=settings.storage,
-        with_digest=config.content == "sha256",
-        max_tries=config.max_tries,
-    )
 
 
 def run_score(config: ScoreConfig, settings: Settings) -> ScoreResult:
@@ -181,7 +86,7 @@ def run_score(config: ScoreConfig, settings: Settings) -> ScoreResult:
             )
             check_columns(config.catalog, plan.due_schema(), store, list(resolved))
             sink = ScoreSink(store, _sink_config(config, record), lease.check)
-            run = _Run(config, settings, storage, record, sink, lease)
+            run = ScoreRun(config, settings, storage, record, sink, lease)
             run.score(plan, resolved, cluster["CPU"], interrupts)
     finally:
         plan.close()
@@ -207,116 +112,6 @@ def _sink_config(config: ScoreConfig, record: RunRecord) -> SinkConfig:
     )
 
 
-@dataclass(slots=True)
-class _Run:
-    """One run from its due list to its account."""
-
-    config: ScoreConfig
-    settings: Settings
-    storage: Storage
-    record: RunRecord
-    sink: ScoreSink
-    lease: Lease
-
-    def score(self, plan: Plan, resolved: dict[str, ResolvedScorer], num_cpus: float, interrupts: Interrupts) -> None:
-        """Run the pipeline; the run's record says how it ended, whatever happens."""
-        tables, run_id = self.config.tables, self.record.run_id
-        try:
-            self._note()
-            scorers = [
-                ShippedScorer.ship(found.directory, task, found.scorer.digest, tables, self.storage)
-                for task, found in resolved.items()
-            ]
-            due = join(run_folder(tables, run_id), "due")
-            plan.write_due(due, self.storage)
-            plan.close()
-            filesystem, path = self.storage.arrow_filesystem(due)
-            ds = scored(
-                # Without a partitioning of its own, Ray would take `date=…` in the tables' path for a column.
-                ray.data.read_parquet(path, filesystem=filesystem, partitioning=None),
-                extract_config(self.config, resolved, self.settings),
-                scorers,
-                self.config.resources.spread(self.record.num_due, num_cpus),
-            )
-            self._take(ds, interrupts)
-            if self.sink.outcome.done != self.record.num_due:
-                raise RuntimeError(
-                    f"run {run_id}: the plan had {self.record.num_due} videos due, {self.sink.outcome.done} were "
-                    "committed; what is missing is due again in the next run"
-                )
-            self._note(state="done")
-        except RunStopped:
-            self._note(state="stopped")
-            raise
-        except BaseException as error:
-            self._note(state="failed", message=f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
-            raise
-        finally:
-            remove_due_list(tables, run_id, self.storage)
-
-    def _take(self, ds: ray.data.Dataset, interrupts: Interrupts) -> None:
-        guard = FailureGuard(self.config.failures)
-        with Arrivals(ds) as arrivals, RunProgress("score", self.record.num_due) as progress:
-            for rows in arrivals:
-                if rows is not None:
-                    guard.add(rows["reason"].to_pylist())
-                    self.sink.add(rows)
-                    progress.update(guard.num_videos, f"{guard.reasons.total()} quarantined")
-                if guard.all_failed_alike:
-                    raise self._stopped(
-                        f"the first {guard.num_videos} videos all failed for one reason: {guard.all_failed_alike} "
-                        f"({_message(rows)}); nothing of them is committed. Mend it and run again "
-                        "(--fail-first 0 goes on regardless)"
-                    )
-                if not guard.holds_back and self.sink.tick():
-                    self._note()
-                if guard.is_over:
-                    if not guard.holds_back:
-                        self._commit()
-                    raise self._stopped(
-                        f"{guard.reasons.total()} of {guard.num_videos} videos failed ({_reasons(guard.reasons)}), "
-                        f"more than --max-failure-rate {self.config.failures.max_rate:g} allows"
-                    )
-                if interrupts.received is not None:
-                    if not guard.holds_back:
-                        self._commit()
-                    raise self._stopped(f"stopped by {interrupts.received.name}", 128 + interrupts.received)
-            self._commit()
-
-    def _commit(self) -> None:
-        self.sink.commit()
-        self._note()
-
-    def _stopped(self, why: str, exit_code: int = 3) -> RunStopped:
-        """Say at once how to go on, and let go of the lease: whoever sent the signal may not wait for the pipeline."""
-        done, due = self.sink.outcome.done, self.record.num_due
-        message = (
-            f"run {self.record.run_id}: {why}. {done} of {due} due videos are committed; go on with: "
-            f"{self.config.command or 'the same command'}"
-        )
-        print(f"stopped: {message}", file=sys.stderr, flush=True)
-        self.record.message = why
-        self.lease.release()
-        return RunStopped(message, exit_code)
-
-    def _note(self, **changes: str) -> None:
-        """Write the run's record as of now."""
-        self.record.outcome = self.sink.outcome
-        for name, value in changes.items():
-            setattr(self.record, name, value)
-        write_record(self.config.tables, self.record, self.storage)
-
-
-def _reasons(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{num} {reason}" for reason, num in sorted(reasons.items(), key=lambda item: -item[1]))
-
-
-def _message(rows: pa.Table | None) -> str:
-    """One of the failures in its own words."""
-    messages = [] if rows is None else rows["message"].drop_null().to_pylist()
-    return messages[-1] if messages else "no message"
-
-
 def print_result(result: ScoreResult) -> None:
     """The final account of a run, one line a fact."""
     outcome = result.outcome
@@ -328,7 +123,7 @@ def print_result(result: ScoreResult) -> None:
         f"in {result.wall_s:.0f} s\n"
         f"  scored       {outcome.scored} videos, {outcome.num_faces} faces\n"
         f"  no_face      {outcome.no_face}\n"
-        f"  quarantined  {outcome.quarantined.total()} ({_reasons(outcome.quarantined) or 'none'})\n"
+        f"  quarantined  {outcome.quarantined.total()} ({spoken_reasons(outcome.quarantined) or 'none'})\n"
         f"  read         {outcome.fetched_bytes / 1e6:.1f} MB in {outcome.num_commits} commits",
         highlight=False,
     )

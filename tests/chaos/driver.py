@@ -17,7 +17,8 @@ from infra.errors import RunStopped, TypedError, UserError
 from infra.settings import load_settings
 from ray_jobs import scoring
 from ray_jobs.failure_guard import FailureLimits
-from ray_jobs.scoring import ScoreConfig, run_score
+from ray_jobs.score_config import ScoreConfig
+from ray_jobs.scoring import run_score
 from ray_jobs.stages.pipeline import Resources
 from ray_jobs.stages.sink import ScoreSink
 

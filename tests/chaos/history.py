@@ -20,21 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 # Before Ray is imported: loopback only.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 from ray.cluster_utils import Cluster
 
-from models.faces.policy import FacePolicy
-from models.scorer import load_scorer, save_scorer
-from models.video.sampling import FramePolicy
-from ray_jobs.drawing.attributes import FaceAttributes
-from ray_jobs.drawing.video import draw_frames
 from ray_jobs.score_table import QUARANTINE, score_table
 from tests.chaos.account import Account, Watcher, account
-from tests.unit.scorers import small_manifest, small_network
+from tests.chaos.world import make_catalog, make_images, make_scorers
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("attractiveness", "fs2k")
@@ -102,8 +96,8 @@ class History:
         self._num_videos = num_videos
         self._drivers: list[subprocess.Popen[bytes]] = []
         self._has_disk = False
-        self._scorers, self._digests = self._make_scorers()
-        self._images = self._make_images()
+        self._scorers, self._digests = make_scorers(folder, TASKS)
+        self._images = make_images(folder)
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 2, "object_store_memory": 150 << 20, "include_dashboard": False},
@@ -135,7 +129,7 @@ class History:
         """One catalog into fresh tables: drivers follow each other until one of them gets to the end."""
         self.report.num_rounds += 1
         self._place = self.folder / f"round-{self.report.num_rounds}"
-        self._catalog = self._make_catalog(self._place)
+        self._catalog = make_catalog(self._place, self._images, self._num_videos)
         self._tables = str(self._place / "tables")
         self._mount()
         if not self._has_disk:
@@ -356,38 +350,6 @@ class History:
 
     def _add_node(self) -> Any:
         return self._cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
-
-    def _make_scorers(self) -> tuple[dict[str, str], dict[str, str]]:
-        directories = {}
-        for task in TASKS:
-            policies = {"frame_policy": FramePolicy(limit=1), "face_policy": FacePolicy(crop_size=48)}
-            save_scorer(self.folder / task, small_network(task), small_manifest(task).model_copy(update=policies))
-            directories[task] = str(self.folder / task)
-        return directories, {task: load_scorer(Path(path)).digest for task, path in directories.items()}
-
-    def _make_images(self) -> list[Path]:
-        """A few small pictures with a drawn face each."""
-        rng = np.random.default_rng(0)
-        paths = []
-        for number in range(4):
-            frame = next(iter(draw_frames(FaceAttributes.random(rng), 1, (240, 180), rng)))
-            paths.append(self.folder / f"face-{number}.png")
-            Image.fromarray(frame).save(paths[-1])
-        return paths
-
-    def _make_catalog(self, place: Path) -> Path:
-        place.mkdir()
-        broken = place / "broken.png"
-        broken.write_bytes(self._images[0].read_bytes()[:900])
-        lines = ["video_id,uri,expected"]
-        for number in range(self._num_videos):
-            uri, expected = self._images[number % len(self._images)], "ok"
-            if number % 20 == 7:
-                uri, expected = (broken, "truncated") if number % 40 == 7 else (place / "missing.mp4", "not_found")
-            lines.append(f"v{number:04},{uri},{expected}")
-        path = place / "catalog.csv"
-        path.write_text("\n".join(lines) + "\n")
-        return path
 
 
 def _processes() -> list[tuple[int, int, str]]:

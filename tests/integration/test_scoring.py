@@ -14,8 +14,9 @@ from infra.tables import DeltaStore
 from models.predictor import Predictor
 from models.scorer import load_scorer, save_scorer
 from ray_jobs import scoring
+from ray_jobs.score_config import ScoreConfig, plan_run, resolve_scorers
 from ray_jobs.score_table import QUARANTINE, score_table
-from ray_jobs.scoring import ScoreConfig, ScoreResult, run_score
+from ray_jobs.scoring import ScoreResult, run_score
 from ray_jobs.stages.extract import ExtractConfig, Extractor, unpack_crops
 from ray_jobs.stages.pipeline import Resources
 from ray_jobs.stages.sink import ScoreSink
@@ -140,7 +141,7 @@ def test_a_new_scorer_makes_its_rows_stale_and_no_others(world: World, scored: t
     old = load_scorer(Path(world.scorers["fs2k"]))
     save_scorer(world.folder / "fs2k-new", small_network("fs2k", seed=1), old.manifest)
     changed = config(world, tables, scorers=world.scorers | {"fs2k": str(world.folder / "fs2k-new")})
-    plan = scoring.plan_run(changed, scoring.resolve_scorers(changed.scorers, world.settings), world.settings)
+    plan = plan_run(changed, resolve_scorers(changed.scorers, world.settings), world.settings)
     num_rows = len(rows(tables, score_table("fs2k")))
     assert plan.counts["fs2k"]["stale_scorer"] == plan.num_due == num_rows
     assert plan.counts["attractiveness"]["done"] == num_rows
@@ -148,7 +149,7 @@ def test_a_new_scorer_makes_its_rows_stale_and_no_others(world: World, scored: t
 
 def test_a_dry_run_writes_nothing(world: World, tmp_path: Path) -> None:
     dry = config(world, tmp_path / "tables")
-    plan = scoring.plan_run(dry, scoring.resolve_scorers(dry.scorers, world.settings), world.settings)
+    plan = plan_run(dry, resolve_scorers(dry.scorers, world.settings), world.settings)
     assert plan.num_due == 20
     assert not (tmp_path / "tables").exists()
 

@@ -12,8 +12,9 @@ from infra.settings import Settings
 from infra.storage import Storage, StorageError
 from infra.tables import DeltaStore
 from ray_jobs.reporting import write_report
+from ray_jobs.score_config import ScoreConfig
 from ray_jobs.score_table import QUARANTINE, score_table
-from ray_jobs.scoring import ScoreConfig, run_score
+from ray_jobs.scoring import run_score
 from tests.integration.conftest import World
 from tests.storage_suite import s3_settings
 

@@ -18,8 +18,9 @@ from ray_jobs import scoring
 from ray_jobs.estimating import estimate_cost
 from ray_jobs.failure_guard import FailureLimits
 from ray_jobs.run_record import read_records
+from ray_jobs.score_config import ScoreConfig, plan_run, resolve_scorers
 from ray_jobs.score_table import QUARANTINE, score_table
-from ray_jobs.scoring import ScoreConfig, plan_run, resolve_scorers, run_score
+from ray_jobs.scoring import run_score
 from ray_jobs.stages.sink import ScoreSink
 from tests.integration.conftest import World
 

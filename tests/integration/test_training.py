@@ -11,7 +11,8 @@ from infra.tracking import tracking_client
 from models import registry
 from ray_jobs.crops_dataset import DatasetManifest, read_manifest
 from ray_jobs.preparing import PrepareConfig, run_prepare
-from ray_jobs.scoring import ScoreConfig, run_score
+from ray_jobs.score_config import ScoreConfig
+from ray_jobs.scoring import run_score
 from ray_jobs.training.config import TrainConfig
 from ray_jobs.training.run import TrainResult, run_train
 from tests.integration.conftest import FACE_POLICY, FRAME_POLICY, World
