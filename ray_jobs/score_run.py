@@ -90,7 +90,8 @@ class ScoreRun:
                         self._commit()
                     raise self._stopped(
                         f"{guard.reasons.total()} of {guard.num_videos} videos failed "
-                        f"({spoken_reasons(guard.reasons)}), more than --max-failure-rate {self.config.failures.max_rate:g} allows"
+                        f"({spoken_reasons(guard.reasons)}), more than --max-failure-rate "
+                        f"{self.config.failures.max_rate:g} allows"
                     )
                 if interrupts.received is not None:
                     if not guard.holds_back:
