@@ -27,13 +27,13 @@ def journalled(path: Path) -> type[ScoreSink]:
     """A sink that notes each arrival and each commit; a line is in the file before the next step begins."""
     file = path.open("a", buffering=1)
 
-    def note(kind: str, pending: int) -> None:
-        print(json.dumps({"at": time.time(), "pid": os.getpid(), "kind": kind, "pending": pending}), file=file)
+    def note(kind: str, pending: int, arrived: int = 0) -> None:
+        print(json.dumps({"at": time.time(), "kind": kind, "pending": pending, "arrived": arrived}), file=file)
 
     class Journalled(ScoreSink):
         def add(self, rows: pa.Table) -> None:
             super().add(rows)
-            note("arrive", self.num_pending)
+            note("arrive", self.num_pending, rows.num_rows)
 
         def commit(self) -> None:
             if self.num_pending:
