@@ -62,16 +62,15 @@ class Report:
     account: Account = field(default_factory=Account)
     num_looks: int = 0
     violations: list[str] = field(default_factory=list)
-    rework: list[int] = field(
-        default_factory=list
-    )  # rows that had arrived and were not committed, at each driver's end
+    rework: list[int] = field(default_factory=list)  # rows that had arrived uncommitted, at each driver's end
+    overdue: list[int] = field(default_factory=list)  # of these, the rows that were there before the last arrival
     wall_s: float = 0.0
 
     @property
     def is_clean(self) -> bool:
         """Nothing lost, nothing twice, nothing wrong, no partial commit seen, no more rework than allowed."""
         bad = self.account.lost + self.account.twice + self.account.wrong
-        return not bad and not self.violations and max(self.rework, default=0) <= COMMIT_ROWS + ROWS_PER_BLOCK
+        return not bad and not self.violations and max(self.overdue, default=0) < COMMIT_ROWS
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{number} {kind}" for kind, number in self.kills.most_common())
@@ -81,8 +80,8 @@ class Report:
             f"  rows {self.account.num_rows}: lost {self.account.lost}, twice {self.account.twice}, "
             f"wrong {self.account.wrong}\n"
             f"  reader: {self.num_looks} looks, {len(self.violations)} violations {self.violations[:3] or ''}\n"
-            f"  rework of a killed driver: {rework} rows (a commit is due at {COMMIT_ROWS}, a block has "
-            f"{ROWS_PER_BLOCK})"
+            f"  rework of a killed driver: {rework} rows (a commit is due at {COMMIT_ROWS}; of them at most "
+            f"{max(self.overdue, default=0)} were there before the last arrival)"
         )
 
 
@@ -169,7 +168,7 @@ class History:
             return driver, False
         driver.kill()
         driver.wait()
-        self.report.rework.append(self._pending(driver))
+        self._count_rework(driver)
         return driver, True
 
     def _worker(self, driver: subprocess.Popen[bytes]) -> tuple[subprocess.Popen[bytes], bool]:
@@ -218,7 +217,7 @@ class History:
         """The driver is killed and two are started in its place: one of them gives way."""
         driver.kill()
         driver.wait()
-        self.report.rework.append(self._pending(driver))
+        self._count_rework(driver)
         first, second = self._start_driver(), self._start_driver()
         self._until(first, lambda: second.poll() is not None)
         ended, other = (first, second) if first.poll() is not None else (second, first)
@@ -242,7 +241,7 @@ class History:
         code = self._wait(driver)
         if code == 0 and self._num_lines(second, "committed"):
             self.report.violations.append("a driver that slept through its lease ended as if nothing were")
-        self.report.rework.append(self._pending(driver))
+        self._count_rework(driver)
         return second, True
 
     def _full_disk(self, driver: subprocess.Popen[bytes]) -> tuple[subprocess.Popen[bytes], bool]:
@@ -314,9 +313,13 @@ class History:
     def _num_lines(self, driver: subprocess.Popen[bytes], kind: str) -> int:
         return sum(line["kind"] == kind for line in self._journal(driver))
 
-    def _pending(self, driver: subprocess.Popen[bytes]) -> int:
+    def _count_rework(self, driver: subprocess.Popen[bytes]) -> None:
+        """What an ended driver had received and not committed."""
         journal = self._journal(driver)
-        return int(journal[-1]["pending"]) if journal else 0
+        pending = journal[-1]["pending"] if journal else 0
+        last = next((line["arrived"] for line in reversed(journal) if line["kind"] == "arrive"), 0)
+        self.report.rework.append(pending)
+        self.report.overdue.append(max(0, pending - last))
 
     def _until(
         self, driver: subprocess.Popen[bytes], condition: Callable[[], bool], *, max_s: float = MAX_WAIT_S
