@@ -26,6 +26,8 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 from ray.cluster_utils import Cluster
 
+from infra.leases import current_lease
+from infra.storage import Storage
 from ray_jobs.score_table import QUARANTINE, score_table
 from tests.chaos.account import Account, Watcher, account
 from tests.chaos.world import make_catalog, make_images, make_scorers
@@ -236,7 +238,9 @@ class History:
         driver.send_signal(signal.SIGSTOP)
         time.sleep(TTL_S + 2)
         second = self._start_driver()
-        self._until(second, lambda: self._num_lines(second, "arrive") >= 1)
+        # Not until rows arrive: the sleeping one's tasks still hold the cluster's CPUs.
+        self._until(second, lambda: self._holder() == second.pid)
+        self._until(second, lambda: False, max_s=self._rng.uniform(0, 3))
         driver.send_signal(signal.SIGCONT)
         code = self._wait(driver)
         if code == 0 and self._num_lines(second, "committed"):
@@ -312,6 +316,11 @@ class History:
 
     def _num_lines(self, driver: subprocess.Popen[bytes], kind: str) -> int:
         return sum(line["kind"] == kind for line in self._journal(driver))
+
+    def _holder(self) -> int | None:
+        """The process that holds the tables' lease."""
+        found = current_lease(Storage(), self._tables)
+        return None if found is None else found[1].pid
 
     def _count_rework(self, driver: subprocess.Popen[bytes]) -> None:
         """What an ended driver had received and not committed."""
