@@ -1,7 +1,9 @@
-"""Stream the columns of an Arrow dataset of any size through little memory."""
+"""Work on tables of any size with little memory: stream an Arrow dataset's columns, join and sort beside a disk."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 
@@ -9,6 +11,9 @@ BATCH_ROWS = 65_536
 BATCHES_AHEAD = 2
 FILES_AHEAD = 1
 BUFFER_BYTES = 4 << 20
+# Joins of ten million rows need this for two threads, and more for each thread more; the rest goes to disk.
+DUCKDB_MEMORY = "700MB"
+DUCKDB_THREADS = 2
 
 
 def stream(dataset: pads.Dataset, columns: Sequence[str] | None = None) -> pa.RecordBatchReader:
@@ -29,3 +34,12 @@ def stream(dataset: pads.Dataset, columns: Sequence[str] | None = None) -> pa.Re
         fragment_readahead=FILES_AHEAD,
         **options,
     ).to_reader()
+
+
+def scratch_database(folder: str) -> duckdb.DuckDBPyConnection:
+    """A DuckDB database in a temporary folder, which bounds memory and speaks UTC."""
+    connection = duckdb.connect(
+        str(Path(folder) / "scratch.duckdb"), config={"memory_limit": DUCKDB_MEMORY, "threads": DUCKDB_THREADS}
+    )
+    connection.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")
+    return connection

@@ -11,6 +11,7 @@ import duckdb
 from rich.table import Table
 
 from infra.errors import UserError
+from infra.scanning import scratch_database
 from infra.settings import Settings
 from infra.storage import Storage, is_s3
 from infra.tables import DeltaStore
@@ -18,7 +19,6 @@ from infra.tracking import tracking_client
 from models.registry import find_digest
 from models.tasks.base import get_task
 from ray_jobs.console import console
-from ray_jobs.planning import MEMORY_LIMIT
 from ray_jobs.score_table import score_table
 from ray_jobs.stages.predict import face_schema
 
@@ -94,9 +94,8 @@ def _opened(query: NewestRows, settings: Settings) -> Iterator[duckdb.DuckDBPyCo
     if dataset is None:
         raise UserError(f"{query.tables}: no table {name} there; score the task {query.task} first")
     with TemporaryDirectory(prefix="facereel-results-") as folder:
-        connection = duckdb.connect(str(Path(folder) / "results.duckdb"), config={"memory_limit": MEMORY_LIMIT})
+        connection = scratch_database(folder)
         try:
-            connection.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")
             connection.register("score_rows", dataset)
             conditions = ["true"]
             if query.videos:

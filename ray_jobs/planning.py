@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, Self
 
@@ -11,11 +10,10 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from infra.errors import UserError
-from infra.scanning import stream
+from infra.scanning import scratch_database, stream
 from infra.settings import Settings
 from infra.storage import Storage, StorageUnavailable
 from infra.tables import DeltaStore
-from models.tasks.base import task_names
 from ray_jobs.catalog import open_catalog
 from ray_jobs.exclusion import excluded
 from ray_jobs.score_table import QUARANTINE, quarantine_reasons, score_table
@@ -37,8 +35,6 @@ DUE = frozenset({"new", "stale_content", "stale_policy", "stale_scorer", "retry"
 # What `retry` takes beside reasons.
 RETRY_ALL, RETRY_RETRYABLE = "all", "retryable"
 NUM_EXAMPLES = 3
-# Of DuckDB; what does not fit goes to files beside its database. Arrow's readers and Python need as much again.
-MEMORY_LIMIT = "650MB"
 DUE_ROWS_PER_FILE = 50_000
 
 Content = Literal["etag", "sha256"]
@@ -127,6 +123,7 @@ def make_plan(
     content: Content = "etag",
     opt_out: str | None = None,
     reserved: frozenset[str] = frozenset(),
+    all_tasks: Sequence[str] = (),
 ) -> Plan:
     """Compare the catalog with what is committed; touches no video and writes nothing.
 
@@ -145,6 +142,7 @@ def make_plan(
         content: The catalog's column that says what a video's content is.
         opt_out: A table with a column ``video_id`` or ``creator_id`` (or both): whom to leave out.
         reserved: Names that the catalog's further columns may not have.
+        all_tasks: Tasks whose tables can disprove a failure, beside those of ``scorers``.
 
     Raises:
         UserError: The catalog or the opt-out list is unusable, or there is no such reason.
@@ -154,9 +152,8 @@ def make_plan(
     storage = Storage(settings.storage)
     store = DeltaStore(tables, storage)
     folder = TemporaryDirectory(prefix="facereel-plan-", ignore_cleanup_errors=True)
-    connection = duckdb.connect(str(Path(folder.name) / "plan.duckdb"), config={"memory_limit": MEMORY_LIMIT})
+    connection = scratch_database(folder.name)
     try:
-        connection.execute("SET enable_progress_bar = false")
         open_catalog(catalog, storage, connection, reserved)
         if content == "sha256":
             _require_digests(catalog, connection)
@@ -164,9 +161,12 @@ def make_plan(
         versions = {name: store.version(name) for name in names}
         reason, opted_out = excluded(connection, catalog, opt_out, storage)
         _find_quarantined(connection, store, policy, content)
-        _drop_disproved(connection, store, policy, content)
         for task, digest in scorers.items():
-            _find_states(connection, store, task, policy, digest, retry, content, reason)
+            _find_best_rows(connection, store, task, policy, digest, content)
+        others = [task for task in all_tasks if task not in scorers]
+        _drop_disproved(connection, store, list(scorers), others, policy, content)
+        for task in scorers:
+            _find_states(connection, task, retry, reason)
         _find_due(connection, list(scorers))
         return Plan(
             catalog=catalog,
@@ -235,9 +235,56 @@ def _find_quarantined(connection: duckdb.DuckDBPyConnection, store: DeltaStore, 
     connection.unregister("rows_quarantine")
 
 
-def _drop_disproved(connection: duckdb.DuckDBPyConnection, store: DeltaStore, policy: str, content: Content) -> None:
+def _find_best_rows(
+    connection: duckdb.DuckDBPyConnection,
+    store: DeltaStore,
+    task: str,
+    policy: str,
+    digest: str,
+    content: Content,
+) -> None:
+    """``best_TASK``: the level of each catalog row's best row, and when it was last decoded as it is now.
+
+    Levels: 1 other content, 2 this content, 3 this policy too, 4 this scorer too.
+    """
+    columns = ["video_id", "uri", "etag", "sha256", "policy", "scorer", "committed_at"]
+    _register(connection, "rows_scored", store, score_table(task), columns)
+    # In two steps: joining and grouping at once would need the memory of both.
+    connection.execute(
+        f"""
+        CREATE TABLE seen AS
+        SELECT c.rowid AS row, r.committed_at,
+               (CASE WHEN NOT {_same_content(content)} THEN 1 WHEN r.policy <> $policy THEN 2
+                     WHEN r.scorer <> $digest THEN 3 ELSE 4 END)::UTINYINT AS level
+        FROM catalog c JOIN rows_scored r ON c.video_id = r.video_id
+        """,
+        {"policy": policy, "digest": digest},
+    )
+    connection.unregister("rows_scored")
+    connection.execute(
+        f"""
+        CREATE TABLE best_{task} AS
+        SELECT row, max(level) AS level, max(committed_at) FILTER (level >= 3) AS decoded_at FROM seen GROUP BY row
+        """
+    )
+    connection.execute("DROP TABLE seen")
+
+
+def _drop_disproved(
+    connection: duckdb.DuckDBPyConnection,
+    store: DeltaStore,
+    tasks: Sequence[str],
+    others: Sequence[str],
+    policy: str,
+    content: Content,
+) -> None:
     """Take out of ``quarantined_now`` what was decoded later, whichever the task: the failure has passed."""
-    if not _count(connection, "quarantined_now"):
+    for task in tasks:
+        connection.execute(
+            f"DELETE FROM quarantined_now q USING best_{task} b WHERE q.row = b.row AND b.decoded_at > q.failed_at"
+        )
+    others = [task for task in others if store.version(score_table(task)) is not None]
+    if not others or not _count(connection, "quarantined_now"):
         return
     # Few rows beside a score table, which is read past them.
     connection.execute(
@@ -245,10 +292,8 @@ def _drop_disproved(connection: duckdb.DuckDBPyConnection, store: DeltaStore, po
         "FROM quarantined_now q JOIN catalog c ON q.row = c.rowid"
     )
     columns = ["video_id", "uri", "etag", "sha256", "policy", "committed_at"]
-    for name in map(score_table, task_names()):
-        if store.version(name) is None:
-            continue
-        _register(connection, "rows_decoded", store, name, columns)
+    for task in others:
+        _register(connection, "rows_decoded", store, score_table(task), columns)
         connection.execute(
             f"""
             DELETE FROM quarantined_now WHERE row IN (
@@ -262,32 +307,8 @@ def _drop_disproved(connection: duckdb.DuckDBPyConnection, store: DeltaStore, po
     connection.execute("DROP TABLE failing")
 
 
-def _find_states(
-    connection: duckdb.DuckDBPyConnection,
-    store: DeltaStore,
-    task: str,
-    policy: str,
-    digest: str,
-    retry: frozenset[str],
-    content: Content,
-    excluded: str,
-) -> None:
-    """``state_TASK``: the catalog's row numbers and each one's state.
-
-    The best row of a video decides, in levels: 1 other content, 2 this content, 3 this policy too, 4 this scorer too.
-    """
-    columns = ["video_id", "uri", "etag", "sha256", "policy", "scorer"]
-    _register(connection, "rows_scored", store, score_table(task), columns)
-    connection.execute(
-        f"""
-        CREATE OR REPLACE TEMP TABLE best AS
-        SELECT c.rowid AS row, max(CASE WHEN NOT {_same_content(content)} THEN 1 WHEN r.policy <> $policy THEN 2
-                                        WHEN r.scorer <> $digest THEN 3 ELSE 4 END)::UTINYINT AS level
-        FROM catalog c JOIN rows_scored r ON c.video_id = r.video_id GROUP BY c.rowid
-        """,
-        {"policy": policy, "digest": digest},
-    )
-    connection.unregister("rows_scored")
+def _find_states(connection: duckdb.DuckDBPyConnection, task: str, retry: frozenset[str], excluded: str) -> None:
+    """``state_TASK``: the catalog's row numbers and each one's state."""
     connection.execute(
         f"""
         CREATE TABLE state_{task} AS
@@ -301,11 +322,11 @@ def _find_states(
             WHEN b.level = 1 THEN 'stale_content'
             WHEN b.level = 2 THEN 'stale_policy'
             ELSE 'stale_scorer' END)::{_ENUM} AS state
-        FROM catalog c LEFT JOIN best b ON c.rowid = b.row LEFT JOIN quarantined_now q ON c.rowid = q.row
+        FROM catalog c LEFT JOIN best_{task} b ON c.rowid = b.row LEFT JOIN quarantined_now q ON c.rowid = q.row
         """,
         {"all": RETRY_ALL in retry, "retryable": RETRY_RETRYABLE in retry, "reasons": sorted(retry)},
     )
-    connection.execute("DROP TABLE best")
+    connection.execute(f"DROP TABLE best_{task}")
 
 
 _ENUM = f"ENUM({', '.join(map(repr, STATES))})"

@@ -7,6 +7,7 @@ from infra.leases import TTL_S
 from infra.settings import Settings
 from infra.tracking import tracking_client
 from models.registry import CHAMPION, ResolvedScorer, resolve, tasks_with
+from models.tasks.base import task_names
 from models.video.limits import DecodeLimits
 from ray_jobs.failure_guard import FailureLimits
 from ray_jobs.planning import Content, Plan, make_plan
@@ -78,6 +79,7 @@ def plan_run(config: ScoreConfig, resolved: dict[str, ResolvedScorer], settings:
         content=config.content,
         opt_out=config.opt_out,
         reserved=reserved_columns(list(resolved)),
+        all_tasks=task_names(),
     )
 
 

@@ -51,9 +51,9 @@ def _append(folder: Path, table: str, columns: dict[str, Any]) -> None:
 
 
 def plan(folder: Path, catalog: str, **options: Any) -> Plan:
-    return make_plan(
-        catalog, str(folder / "tables"), policy=POLICY, scorers={"fs2k": SCORER}, settings=Settings(), **options
-    )
+    tables = str(folder / "tables")
+    values: dict[str, Any] = {"policy": POLICY, "scorers": {"fs2k": SCORER}, "settings": Settings()}
+    return make_plan(catalog, tables, **(values | options))
 
 
 def states(found: Plan) -> dict[str, str]:
@@ -162,7 +162,7 @@ def test_a_failure_that_a_later_row_disproves_is_none(tmp_path: Path) -> None:
     scored(tmp_path, "c", "0")
     scored(tmp_path, "c", "1", policy="policy-0")
     catalog = write_catalog(tmp_path, video("a", "1"), video("b", "1"), video("c", "1"))
-    found = plan(tmp_path, catalog)
+    found = plan(tmp_path, catalog, all_tasks=("attractiveness", "fs2k", "another"))
     assert states(found) == {"a": "stale_scorer", "b": "new", "c": "quarantined"}
     assert found.reasons == {"corrupt": 1}
 
