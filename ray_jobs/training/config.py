@@ -26,7 +26,9 @@ class TrainConfig(BaseModel):
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW (one-cycle schedule).")
     weight_decay: float = Field(0.05, ge=0, description="AdamW's weight decay.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the last layer.")
-    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="Type under autocast in training.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Type under autocast in training; auto: bfloat16 where the hardware computes it."
+    )
     augmentation: AugmentConfig = Field(default=AugmentConfig(), description="How training crops are varied.")
     num_workers: int = Field(1, ge=1, description="Training workers.")
     use_gpu: bool = Field(False, description="One GPU per worker (NCCL); otherwise CPUs (Gloo).")

@@ -31,6 +31,9 @@ def train(worker: WorkerConfig) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     task = get_task(config.task)
+    precision = resolve_precision(config.precision, device)
+    if rank == 0:
+        _log_tag(worker, "precision", str(precision).removeprefix("torch."))
     torch.manual_seed(config.seed)
 
     shard_rows = worker.num_train_rows // world
@@ -45,7 +48,7 @@ def train(worker: WorkerConfig) -> None:
     network = build_network(
         config.backbone, task.heads, weights=config.weights, dropout=config.dropout, input_size=config.input_size
     )
-    network = network.to(device).to(memory_format=torch.channels_last)
+    network = network.to(device).to(memory_format=memory_format(device, precision))
     model = ray.train.torch.prepare_model(network)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -57,7 +60,9 @@ def train(worker: WorkerConfig) -> None:
 
     for epoch in range(first_epoch, config.epochs):
         start = time.perf_counter()
-        loss = train_epoch(model, reader, task, config, optimizer, schedule, device=device, epoch=epoch, rank=rank)
+        loss = train_epoch(
+            model, reader, task, config, optimizer, schedule, device=device, precision=precision, epoch=epoch, rank=rank
+        )
         train_s = time.perf_counter() - start
         logits, targets = validate(network, validation, config, device=device, rank=rank, world=world)
         metrics = task.metrics({name: values.softmax(1).numpy() for name, values in logits.items()}, targets.numpy())
@@ -77,6 +82,28 @@ def train(worker: WorkerConfig) -> None:
             _log(worker, metrics, epoch)
 
 
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The type to compute in: ``auto`` is bfloat16 where the device computes it, else float32.
+
+    A CPU without bfloat16 instructions falls back to a convolution several times slower than float32's.
+    """
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))  # x86, ARM
+    return torch.bfloat16 if fast else torch.float32
+
+
+def memory_format(device: torch.device, precision: torch.dtype) -> torch.memory_format:
+    """Channels last, except for float32 on a CPU, whose backward pass is 1.4 times faster with contiguous tensors."""
+    if device.type == "cpu" and precision == torch.float32:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
 def train_epoch(
     model: nn.Module,
     reader: TrainReader,
@@ -86,6 +113,7 @@ def train_epoch(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     *,
     device: torch.device,
+    precision: torch.dtype,
     epoch: int,
     rank: int,
 ) -> float:
@@ -96,7 +124,8 @@ def train_epoch(
     total = torch.zeros((), device=device)
     for crops, targets in reader.epoch(epoch):
         images = to_training_input(crops.to(device), input_config, config.augmentation, generator)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+        images = images.contiguous(memory_format=memory_format(device, precision))
+        with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
             loss = task.loss(model(images), targets.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -168,6 +197,12 @@ def _save(
     save_file(
         {f"logits.{name}": values for name, values in logits.items()} | {"targets": targets}, folder / VALIDATION_FILE
     )
+
+
+def _log_tag(worker: WorkerConfig, name: str, value: str) -> None:
+    from infra.tracking import tracking_client
+
+    tracking_client(worker.tracking).set_tag(worker.mlflow_run_id, name, value)
 
 
 def _log(worker: WorkerConfig, metrics: dict[str, Any], epoch: int) -> None:

@@ -1,7 +1,6 @@
 """Crops for training: a Ray Data shard, kept decoded in memory where it fits, else streamed anew each epoch."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -11,20 +10,9 @@ import torch
 
 from infra.storage import Storage
 from models.tasks.base import Task
-from ray_jobs.crops_dataset import decode_crop
+from ray_jobs.training.source import decode
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # crops uint8[n, S, S, 3], targets int64[n, H]
-
-
-def crops_dataset(parts: list[str], filesystem: Any, task: Task) -> ray.data.Dataset:
-    """A split as a dataset of ``crop`` (uint8[S, S, 3]) and ``targets`` (int64[H]); decoded on the cluster's CPUs."""
-
-    def decode(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return _decode(batch, task)
-
-    ds = ray.data.read_parquet(parts, filesystem=filesystem, columns=["crop", *task.label_columns])
-    # No resources of its own, so that Ray fuses it with reading: one stage, and no encoded blocks in between.
-    return ds.map_batches(decode, batch_size=64)
 
 
 class TrainReader:
@@ -70,7 +58,7 @@ def read_validation(parts: list[str], storage: Storage, task: Task, *, rank: int
         tables.append(pq.read_table(path, filesystem=filesystem, columns=["crop", *task.label_columns]))
     table = pa.concat_tables(tables, promote_options="permissive")
     mine = table.take(pa.array(range(rank, table.num_rows, world), type=pa.int64()))
-    decoded = _decode({name: np.asarray(mine[name].to_pylist(), dtype=object) for name in mine.column_names}, task)
+    decoded = decode({name: np.asarray(mine[name].to_pylist(), dtype=object) for name in mine.column_names}, task.name)
     return torch.from_numpy(decoded["crop"]), torch.from_numpy(decoded["targets"])
 
 
@@ -79,11 +67,3 @@ def _load_all(shard: ray.data.DataIterator) -> Batch:
     crops = np.concatenate([batch["crop"] for batch in batches])
     targets = np.concatenate([batch["targets"] for batch in batches])
     return torch.from_numpy(crops), torch.from_numpy(targets)
-
-
-def _decode(batch: Mapping[str, np.ndarray], task: Task) -> dict[str, np.ndarray]:
-    crops = [decode_crop(data) for data in batch["crop"]]
-    return {
-        "crop": np.stack(crops) if crops else np.empty((0, 1, 1, 3), np.uint8),
-        "targets": task.encode_labels({name: batch[name] for name in task.label_columns}),
-    }

@@ -28,7 +28,7 @@ from ray_jobs.console import console
 from ray_jobs.crops_dataset import DatasetManifest, part_uris, read_manifest, read_targets
 from ray_jobs.training.config import TrainConfig, WorkerConfig
 from ray_jobs.training.loop import STATE_FILE, VALIDATION_FILE
-from ray_jobs.training.reader import crops_dataset
+from ray_jobs.training.source import crops_dataset
 from ray_jobs.training.worker import train_worker
 
 
@@ -127,7 +127,9 @@ def _fit(
                 checkpoint_score_order="max" if task.higher_is_better else "min",
             ),
         ),
-        datasets={"train": crops_dataset([path for _, path in parts], parts[0][0], task)},
+        datasets={
+            "train": crops_dataset([path for _, path in parts], parts[0][0], task.name, tuple(task.label_columns))
+        },
     )
     return trainer.fit()
 
