@@ -30,7 +30,7 @@ from ray_jobs.training.run import print_result as print_training
 from ray_jobs.training.run import run_train
 
 TASKS = ("attractiveness", "fs2k")
-EPOCHS = {"attractiveness": 13, "fs2k": 7}
+EPOCHS = {"attractiveness": 11, "fs2k": 6}
 MARKER = ".facereel-demo"
 NUM_FRAMES = 30
 FRAME_POLICY = FramePolicy(every=12, limit=3)
