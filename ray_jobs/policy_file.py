@@ -1,4 +1,4 @@
-"""The YAML file of policies: which frames and faces a dataset is made from, and the limits of decoding."""
+"""The YAML file of policies: which labels, frames and faces a dataset is made from, and the limits of decoding."""
 
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from infra.errors import UserError
 from models.faces.policy import FacePolicy
 from models.video.limits import DecodeLimits
 from models.video.sampling import FramePolicy
+from ray_jobs.crops.dataset import DatasetRules
+from ray_jobs.labels.rules import LabelRules
 
 
 class Policies(BaseModel):
@@ -19,9 +21,13 @@ class Policies(BaseModel):
     frame: FramePolicy = Field(FramePolicy(), description="Which frames are looked at.")
     face: FacePolicy = Field(FacePolicy(), description="Which faces count and how they are cropped.")
     limits: DecodeLimits = Field(DecodeLimits(), description="Beyond these a video is refused.")
+    dataset: DatasetRules = Field(DatasetRules(), description="Which crops a dataset keeps.")
+    labels: LabelRules = Field(LabelRules(), description="Which rows of a label table train.")
 
 
-def read_policies(path: Path | None, *, sections: tuple[str, ...] = ("frame", "face", "limits")) -> Policies:
+def read_policies(
+    path: Path | None, *, sections: tuple[str, ...] = ("frame", "face", "limits", "dataset", "labels")
+) -> Policies:
     """The policies of a file; the defaults where there is none.
 
     Raises:

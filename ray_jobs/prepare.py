@@ -12,14 +12,20 @@ def prepare(
     out: Annotated[str, typer.Option(help="Where the crops dataset goes: a new folder or s3://bucket/prefix.")],
     labels: Annotated[
         str | None,
-        typer.Option(help="Table of labelled videos (video_id, uri, label columns, optional creator_id, age)."),
+        typer.Option(help="Label table: CSV, TSV, Excel, Parquet or JSON lines, with headers in English or Chinese."),
     ] = None,
     fs2k: Annotated[Path | None, typer.Option(help="FS2K's folder: anno_train.json, photo/, sketch/.")] = None,
-    modality: Annotated[Literal["photo", "sketch"], typer.Option(help="Which side of FS2K.")] = "photo",
+    modality: Annotated[Literal["photo", "sketch", "both"], typer.Option(help="Which side of FS2K.")] = "photo",
     task: Annotated[list[str] | None, typer.Option(help="Keep this task's labels; repeat. Default: all found.")] = None,
+    split: Annotated[
+        Literal["creator", "video", "image"],
+        typer.Option(help="What stands on one side of the split; image lets frames of one video part."),
+    ] = "creator",
     policy: Annotated[
         Path | None,
-        typer.Option(help="YAML with the sections frame, face, limits. Default: every 50th frame, at most 10."),
+        typer.Option(
+            help="YAML with the sections frame, face, limits, labels, dataset. Default: every 50th frame, at most 10."
+        ),
     ] = None,
     num_cpus: options.NumCpus = None,
     config: options.Config = None,
@@ -37,9 +43,12 @@ def prepare(
             fs2k=fs2k,
             modality=modality,
             tasks=tuple(task or ()),
+            split_by=split,
             frame_policy=policies.frame,
             face_policy=policies.face,
             limits=policies.limits,
+            label_rules=policies.labels,
+            rules=policies.dataset,
         ),
         load_settings(config, **options.cluster_section(num_cpus)),
     )

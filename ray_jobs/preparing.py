@@ -1,9 +1,11 @@
 """Build a crops dataset: labelled videos or images through the pipeline that scoring uses, into Parquet parts."""
 
-from collections import Counter
+import csv
+import hashlib
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,18 +14,28 @@ from rich.table import Table
 
 from infra.errors import UserError
 from infra.settings import Settings
-from infra.storage import Storage
+from infra.storage import Storage, join
 from models.faces.policy import FacePolicy
-from models.tasks.base import get_task, task_names
+from models.tasks.base import get_task
 from models.video.limits import DecodeLimits
 from models.video.sampling import FramePolicy
 from ray_jobs.cluster import connect
 from ray_jobs.console import RunProgress, console
-from ray_jobs.crops_dataset import DatasetManifest, DatasetWriter
-from ray_jobs.sources import Modality, fs2k_folder, labelled_table
-from ray_jobs.stages.encode import encode_stage
+from ray_jobs.crops.dataset import CARD, MANIFEST, DatasetManifest, DatasetRules
+from ray_jobs.crops.finishing import VIDEO_COLUMNS, finish
+from ray_jobs.crops.staging import Staging
+from ray_jobs.fs2k_source import Modality, fs2k_folder
+from ray_jobs.labels.cleaning import CleanLabels, clean_labels
+from ray_jobs.labels.removal import RemovalReport
+from ray_jobs.labels.rules import LabelRules
+from ray_jobs.reports.dataset import dataset_card
+from ray_jobs.splits import SplitBy, split_of
+from ray_jobs.stages.encode import CROP_FIELDS, encode_stage
 from ray_jobs.stages.extract import ExtractConfig
 from ray_jobs.stages.pipeline import Resources, arriving, extracted
+
+REMOVED = "removed.csv"
+_STAGED = (*VIDEO_COLUMNS, "split", "reason", "num_faces", "dropped", *(field.name for field in CROP_FIELDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +47,101 @@ class PrepareConfig:
     fs2k: Path | None = None
     modality: Modality = "photo"
     tasks: tuple[str, ...] = ()
+    split_by: SplitBy = "creator"
     frame_policy: FramePolicy = field(default_factory=FramePolicy)
     face_policy: FacePolicy = field(default_factory=FacePolicy)
     limits: DecodeLimits = field(default_factory=DecodeLimits)
+    label_rules: LabelRules = field(default_factory=LabelRules)
+    rules: DatasetRules = field(default_factory=DatasetRules)
     resources: Resources = field(default_factory=Resources)
 
 
 def run_prepare(config: PrepareConfig, settings: Settings) -> DatasetManifest:
     """Extract, encode, split and write the dataset; its manifest is written last, so a broken run leaves none.
 
+    A run that broke off goes on where it stopped, when it is repeated with the same options.
+
     Raises:
         UserError: The source is unusable, the target holds a dataset already, or no crop came out.
     """
     storage = Storage(settings.storage)
-    rows, removed, tasks = _read_source(config, storage)
-    label_columns = [name for name in rows.column_names if name not in ("video_id", "uri", "etag", "group", "split")]
-    writer = DatasetWriter(config.out, storage, label_columns)
+    source = _read_source(config, storage)
+    rows, rules = source.rows, config.rules
+    if config.fs2k is not None:  # a face photo, whatever else the detector takes for a face
+        rules = rules.model_copy(update={"one_person": False})
+    labels = list({name: None for task in source.tasks for name in get_task(task).label_columns})
+    staging = Staging(config.out, storage, _made_of(config, rows))
+    _extract(config, settings, rows, staging, labels)
+    finished = finish(staging, config.out, storage, labels, crop_size=config.face_policy.crop_size, rules=rules)
+    if not finished.splits.get("train"):
+        raise UserError(
+            f"no crop for training came out of {_name(config)}; "
+            f"videos without one: {finished.removed_videos or 'none'}, "
+            f"frames left out: {finished.dropped_frames or 'none'}"
+        )
+    policies = config.frame_policy.model_dump_json() + config.face_policy.model_dump_json()
+    manifest = DatasetManifest(
+        frame_policy=config.frame_policy,
+        face_policy=config.face_policy,
+        label_rules=None if config.labels is None else config.label_rules,
+        rules=rules,
+        split_by=config.split_by,
+        tasks=source.tasks,
+        source=_name(config),
+        num_rows=source.report.num_rows,
+        num_videos=rows.num_rows,
+        num_rows_removed=len(source.report.removed_rows),
+        removed_rows=tuple(source.report.costs()),
+        removed_videos=finished.removed_videos,
+        dropped_frames=finished.dropped_frames,
+        classes_before=source.classes_before,
+        splits=finished.splits,
+        parts=finished.parts,
+        fingerprint=hashlib.sha256((policies + finished.digest).encode()).hexdigest(),
+    )
+    storage.put(join(config.out, REMOVED), _removed_table(source.report, finished.removals))
+    storage.put(join(config.out, CARD), dataset_card(config.out, manifest, storage).encode())
+    storage.put(join(config.out, MANIFEST), manifest.model_dump_json(indent=2).encode())
+    staging.remove()
+    return manifest
+
+
+def _read_source(config: PrepareConfig, storage: Storage) -> CleanLabels:
+    if (config.labels is None) == (config.fs2k is None):
+        raise UserError("give one source: --labels TABLE (labelled videos) or --fs2k FOLDER (FS2K as published)")
+    if config.fs2k is not None:
+        rows = fs2k_folder(config.fs2k, config.modality)
+        return CleanLabels(rows, ("fs2k",), RemovalReport(str(config.fs2k), num_rows=rows.num_rows), {})
+    assert config.labels is not None
+    source = clean_labels(config.labels, storage, config.tasks, config.label_rules)
+    ids = source.rows.select(["creator_id", "video_id"]).to_pylist()
+    # Frames of one video may part only when the split is by image: then the stage that sees frames decides.
+    splits = [None if config.split_by == "image" else split_of(config.split_by, **row, frame_index=None) for row in ids]
+    rows = source.rows.append_column("split", pa.array(splits, pa.string()))
+    return CleanLabels(rows, source.tasks, source.report, source.classes_before)
+
+
+def _name(config: PrepareConfig) -> str:
+    return config.labels or f"{config.fs2k} ({'photos and sketches' if config.modality == 'both' else config.modality})"
+
+
+def _made_of(config: PrepareConfig, rows: pa.Table) -> str:
+    """What decides the staged crops, as text."""
+    policies = (config.frame_policy, config.face_policy, config.limits)
+    content = hashlib.sha256()
+    for row in rows.to_pylist():
+        content.update(repr(sorted(row.items())).encode())
+    return "\n".join([*(policy.model_dump_json() for policy in policies), config.split_by, content.hexdigest()])
+
+
+def _extract(config: PrepareConfig, settings: Settings, rows: pa.Table, staging: Staging, labels: list[str]) -> None:
+    """Stage the crops of the videos that are not staged yet."""
+    todo = rows.filter(pc.invert(pc.is_in(rows["video_id"], staging.video_ids())))
+    num_before = rows.num_rows - todo.num_rows
+    if num_before:
+        console.print(f"going on: {num_before} of {rows.num_rows} videos are extracted already")
+    if not todo.num_rows:
+        return
     cluster = connect(settings.cluster)
     extract = ExtractConfig(
         frame_policy=config.frame_policy,
@@ -58,66 +149,56 @@ def run_prepare(config: PrepareConfig, settings: Settings) -> DatasetManifest:
         limits=config.limits,
         storage=settings.storage,
     )
-    ds = extracted(ray.data.from_arrow(rows), extract, config.resources.spread(rows.num_rows, cluster["CPU"]))
-    ds = ds.map_batches(encode_stage(config.face_policy.crop_size), batch_format="pyarrow", batch_size=8, num_cpus=0.9)
-
-    reasons, dropped, seen = Counter(removed), Counter[str](), 0
+    ds = extracted(ray.data.from_arrow(todo), extract, config.resources.spread(todo.num_rows, cluster["CPU"]))
+    stage = encode_stage(config.face_policy.crop_size, config.split_by)
+    ds = ds.map_batches(stage, batch_format="pyarrow", batch_size=8, num_cpus=0.9)
+    columns = [*_STAGED, *dict.fromkeys(["gender", *labels])]
+    seen, without = 0, 0
     with RunProgress("prepare", rows.num_rows) as progress:
         for block in arriving(ds):
-            usable = block.filter(pc.is_valid(block["crop"]))
-            if usable.num_rows:
-                writer.add(_dataset_rows(usable, label_columns))
-            for row in _one_per_video(block):
-                seen += 1
-                dropped.update(dict(row["dropped"] or []))
-                if row["reason"] is not None or not row["num_faces"]:
-                    reasons[row["reason"] or "no_face"] += 1
-            progress.update(seen, f"{reasons.total()} without a crop")
-    if seen != rows.num_rows:
-        raise RuntimeError(f"{rows.num_rows} videos went in, {seen} came out")
-    return writer.finish(
-        frame_policy=config.frame_policy,
-        face_policy=config.face_policy,
-        tasks=tasks,
-        source=config.labels or f"{config.fs2k} ({config.modality}s)",
-        num_videos=rows.num_rows + sum(removed.values()),
-        removed=dict(reasons),
-        dropped_frames=dict(dropped),
-    )
+            staging.add(block.select(columns))
+            seen += pc.sum(pc.fill_null(pc.less_equal(block["face"], 0), True)).as_py()
+            without += block["crop"].null_count
+            progress.update(num_before + seen, f"{without} without a crop")
+    staging.flush()
+    if seen != todo.num_rows:
+        raise RuntimeError(f"{todo.num_rows} videos went in, {seen} came out")
 
 
-def _read_source(config: PrepareConfig, storage: Storage) -> tuple[pa.Table, dict[str, int], tuple[str, ...]]:
-    if (config.labels is None) == (config.fs2k is None):
-        raise UserError("give one source: --labels TABLE (labelled videos) or --fs2k FOLDER (FS2K as published)")
-    if config.fs2k is not None:
-        return fs2k_folder(config.fs2k, config.modality), {}, ("fs2k",)
-    assert config.labels is not None
-    rows, removed = labelled_table(config.labels, storage, config.tasks)
-    tasks = tuple(name for name in task_names() if set(get_task(name).label_columns) <= set(rows.column_names))
-    return rows, removed, tasks
-
-
-def _dataset_rows(block: pa.Table, label_columns: list[str]) -> pa.Table:
-    faces = ["face", "frame_index", "pts_s", "confidence", "size_px", "sharpness", "brightness", "yaw_deg", "roll_deg"]
-    return block.select(["video_id", "group", "split", *faces, *label_columns, "crop"])
-
-
-def _one_per_video(block: pa.Table) -> list[dict[str, Any]]:
-    first = pc.fill_null(pc.less_equal(block["face"], 0), True)
-    rows = block.filter(first).select(["reason", "num_faces", "dropped"])
-    videos: list[dict[str, Any]] = rows.to_pylist()
-    return videos
+def _removed_table(report: RemovalReport, removals: Iterable[tuple[str, str]]) -> bytes:
+    """Every row that gave no crop: those of the label table by rule, and the videos by what extraction found."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["file", "row", "column", "reason", "value"])
+    name = report.file.rsplit("/", 1)[-1]
+    for item in sorted(report.objections, key=lambda item: (item.row, item.column, item.reason)):
+        writer.writerow([name, item.row, item.column, item.reason, item.value])
+    for source, reason in removals:
+        file, _, row = source.rpartition(":")
+        writer.writerow([file, row, "", reason, ""])
+    return text.getvalue().encode()
 
 
 def print_manifest(manifest: DatasetManifest, out: str) -> None:
     """What the dataset holds, and what did not make it."""
-    table = Table(title=f"crops dataset {out}: {manifest.num_videos} videos, tasks {', '.join(manifest.tasks)}")
+    rows = Table(title=f"{manifest.source}: {manifest.num_rows} rows, {manifest.num_videos} usable videos")
+    for name in ("rows removed", "number", "by this alone", "for example"):
+        rows.add_column(name, justify="right" if name in ("number", "by this alone") else "left", overflow="fold")
+    for cost in manifest.removed_rows:
+        rows.add_row(cost.reason, str(cost.num_rows), str(cost.num_only), cost.examples[0])
+    if manifest.removed_rows:
+        console.print(rows)
+    table = Table(title=f"crops dataset {out}: tasks {', '.join(manifest.tasks)}, split by {manifest.split_by}")
     table.add_column("what")
     table.add_column("count", justify="right")
-    for split, number in sorted(manifest.num_crops.items()):
-        table.add_row(f"crops in {split}", str(number))
-    for reason, number in sorted(manifest.removed.items()):
-        table.add_row(f"videos removed: {reason}", str(number))
-    for cause, number in sorted(manifest.dropped_frames.items()):
-        table.add_row(f"frames without a usable face: {cause}", str(number))
+    for name, split in sorted(manifest.splits.items()):
+        near = f", {split.num_near_duplicates} near-duplicates" if split.num_near_duplicates else ""
+        table.add_row(
+            f"crops in {name} ({split.num_videos} videos, {split.num_creators} creators{near})", str(split.num_crops)
+        )
+    for reason, number in manifest.removed_videos.items():
+        table.add_row(f"videos without a crop: {reason}", str(number))
+    for cause, number in manifest.dropped_frames.items():
+        table.add_row(f"frames left out: {cause}", str(number))
     console.print(table)
+    console.print(f"wrote {join(out, CARD)} and {join(out, REMOVED)}", highlight=False)

@@ -32,6 +32,7 @@ class FaceCrops:
         brightness: float32[n], mean luma of the face, 0 to 1.
         yaw_deg: float32[n], turn of the head, degrees; nan without landmarks.
         roll_deg: float32[n], tilt of the head, degrees; nan without landmarks.
+        faces_in_frame: int32[n], confident faces of at least the policy's size in the crop's frame, this one included.
         dropped: number of frames without a usable face, by cause.
     """
 
@@ -46,6 +47,7 @@ class FaceCrops:
     brightness: npt.NDArray[np.float32]
     yaw_deg: npt.NDArray[np.float32]
     roll_deg: npt.NDArray[np.float32]
+    faces_in_frame: npt.NDArray[np.int32]
     dropped: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -73,9 +75,9 @@ _DTYPES = {
     "crops": np.uint8,
     "frame_index": np.int64,
     "pts_s": np.float64,
-} | {
-    item.name: np.float32 for item in fields(FaceCrops) if item.name not in ("crops", "frame_index", "pts_s", "dropped")
+    "faces_in_frame": np.int32,
 }
+_DTYPES |= {item.name: np.float32 for item in fields(FaceCrops) if item.name not in (*_DTYPES, "dropped")}
 
 _Row = dict[str, Any]
 
@@ -119,6 +121,9 @@ def _usable_faces(frame: Frame, faces: Sequence[Face], policy: FacePolicy) -> tu
     confident.sort(key=lambda face: -face.area_px2)
     candidates = confident[:1] if policy.faces == "largest" else confident
     measured = [_measure(frame, face, policy) for face in candidates]
+    num_faces = sum(face.size_px >= policy.min_size_px for face in confident)
+    for row, _ in measured:
+        row["faces_in_frame"] = num_faces
     usable = [row for row, cause in measured if cause is None]
     return usable, None if usable else measured[0][1]
 

@@ -41,11 +41,17 @@ class Plot:
 
 
 def count_bars(
-    bins: Sequence[Bin], *, title: str, x_label: str, alt: str, marks: Sequence[tuple[float, str]] = ()
+    bins: Sequence[Bin],
+    *,
+    title: str,
+    x_label: str,
+    alt: str,
+    marks: Sequence[tuple[float, str]] = (),
+    noun: str = "video",
 ) -> Plot:
-    """A histogram: the number of videos in each bin."""
+    """A histogram: the number of videos (or what the noun says) in each bin."""
     heights = [float(item.num) for item in bins]
-    words = [f"{item.num:,} {'video' if item.num == 1 else 'videos'}" for item in bins]
+    words = [f"{item.num:,} {noun}{'' if item.num == 1 else 's'}" for item in bins]
     return _bars(bins, heights, words, title, x_label, alt, marks)
 
 

@@ -3,10 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from infra.settings import Settings
 from infra.storage import Storage
@@ -15,10 +12,10 @@ from models.scorer import ScorerManifest
 from models.tasks.base import Task, get_task
 from ray_jobs.reports import facts, plots
 from ray_jobs.reports.database import ReportDatabase, ScorerRows
+from ray_jobs.reports.page import environment
 from ray_jobs.reports.samples import Picture, choose, take_picture
 from ray_jobs.stages.extract import ExtractConfig, Extractor
 
-TEMPLATES = Path(__file__).parent / "templates"
 NUM_SAMPLES = 24
 NUM_METRICS = 5
 MIN_COMMITS_TO_PLOT = 3
@@ -78,7 +75,7 @@ def build_report(
             size = extract.face_policy.crop_size
             pictures = {sample.video_id: take_picture(sample, extractor, size) for sample in samples}
         return (
-            _environment()
+            environment()
             .get_template("report.html.j2")
             .render(
                 title=title,
@@ -95,37 +92,6 @@ def build_report(
                 **_throughput(db),
             )
         )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "words": lambda name: name.replace("_", " "),
-        "heading": _heading,
-        "figure": _figure,
-        "utc": lambda at: datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "percent": lambda share: f"{share:.0%}" if share >= 0.01 or share == 0 else "<1%",
-    }
-    return environment
-
-
-def _heading(name: str) -> str:
-    """A name as a heading; one with a digit is an acronym (FS2K)."""
-    words = name.replace("_", " ")
-    return words.upper() if any(letter.isdigit() for letter in name) else words.capitalize()
-
-
-def _figure(value: str | int | float) -> str:
-    """A table's cell: numbers with the digits that matter, text as it is."""
-    if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 1 else f"{value:,.2f}"
-    return f"{value:,}" if isinstance(value, int) else value
 
 
 def _scorer(row: ScorerRows, manifest: ScorerManifest | None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ FACE_TYPE = pa.struct(
         ("pts_s", pa.float64()),
         ("box", pa.list_(pa.float32())),  # left, top, right, bottom; pixels
         *[(name, pa.float32()) for name in ("confidence", "size_px", "sharpness", "brightness", "yaw_deg", "roll_deg")],
+        ("faces_in_frame", pa.int32()),  # confident ones of the policy's least size
     ]
 )
 # What extraction adds to a row. `crops` is uint8[num_faces, S, S, 3] as raw bytes: a fixed Arrow type whatever the

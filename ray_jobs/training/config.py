@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from infra.settings import StorageSettings, TrackingSettings
 from models.transforms import AugmentConfig
+from ray_jobs.training.balance import Balance
 
 
 class TrainConfig(BaseModel):
@@ -29,6 +30,10 @@ class TrainConfig(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Type under autocast in training; auto: bfloat16 where the hardware computes it."
     )
+    per_class: int | None = Field(
+        None, ge=1, description="Crops of each class in an epoch, repeated or left out by rank; None: all, once."
+    )
+    balance_by: str | None = Field(None, description="The label whose classes per_class means; a task's only one.")
     augmentation: AugmentConfig = Field(default=AugmentConfig(), description="How training crops are varied.")
     num_workers: int = Field(1, ge=1, description="Training workers.")
     use_gpu: bool = Field(False, description="One GPU per worker (NCCL); otherwise CPUs (Gloo).")
@@ -49,6 +54,8 @@ class WorkerConfig:
     tracking: TrackingSettings
     mlflow_run_id: str
     num_train_rows: int
+    train_parts: list[str]
     validation_parts: list[str]
+    balance: Balance | None
     storage: StorageSettings
     crop_bytes: int  # of one decoded crop

@@ -18,7 +18,7 @@ from models.network import Network, build_network
 from models.tasks.base import Task, get_task
 from models.transforms import InputConfig, to_input, to_training_input
 from ray_jobs.training.config import TrainConfig, WorkerConfig
-from ray_jobs.training.reader import Batch, TrainReader, read_validation
+from ray_jobs.training.reader import BalancedReader, Batch, TrainReader, read_validation
 
 STATE_FILE = "state.pt"  # what resuming needs: network, optimizer, schedule, epoch
 VALIDATION_FILE = "validation.safetensors"  # logits and targets of the validation split: what calibration needs
@@ -36,14 +36,7 @@ def train(worker: WorkerConfig) -> None:
         _log_tag(worker, "precision", str(precision).removeprefix("torch."))
     torch.manual_seed(config.seed)
 
-    shard_rows = worker.num_train_rows // world
-    reader = TrainReader(
-        ray.train.get_dataset_shard("train"),
-        num_rows=shard_rows,
-        batch_size=config.batch_size,
-        resident=shard_rows * worker.crop_bytes <= config.resident_bytes,
-        seed=config.seed + 1000 * rank,
-    )
+    reader = _reader(worker, task, rank=rank, world=world)
     validation = read_validation(worker.validation_parts, Storage(worker.storage), task, rank=rank, world=world)
     network = build_network(
         config.backbone, task.heads, weights=config.weights, dropout=config.dropout, input_size=config.input_size
@@ -82,6 +75,23 @@ def train(worker: WorkerConfig) -> None:
             _log(worker, metrics, epoch)
 
 
+def _reader(worker: WorkerConfig, task: Task, *, rank: int, world: int) -> TrainReader | BalancedReader:
+    config, seed = worker.train, worker.train.seed + 1000 * rank
+    if worker.balance is not None:
+        storage, size = Storage(worker.storage), config.batch_size
+        return BalancedReader(
+            worker.train_parts, storage, task, worker.balance, batch_size=size, rank=rank, world=world, seed=seed
+        )
+    shard_rows = worker.num_train_rows // world
+    return TrainReader(
+        ray.train.get_dataset_shard("train"),
+        num_rows=shard_rows,
+        batch_size=config.batch_size,
+        resident=shard_rows * worker.crop_bytes <= config.resident_bytes,
+        seed=seed,
+    )
+
+
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """The type to compute in: ``auto`` is bfloat16 where the device computes it, else float32.
 
@@ -106,7 +116,7 @@ def memory_format(device: torch.device, precision: torch.dtype) -> torch.memory_
 
 def train_epoch(
     model: nn.Module,
-    reader: TrainReader,
+    reader: TrainReader | BalancedReader,
     task: Task,
     config: TrainConfig,
     optimizer: torch.optim.Optimizer,

@@ -1,6 +1,7 @@
 """A training run from the driver's side: data, workers, the best checkpoint, calibration, scorer, registration."""
 
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +26,8 @@ from models.tasks.base import Task, get_task
 from models.transforms import InputConfig
 from ray_jobs.cluster import connect
 from ray_jobs.console import console
-from ray_jobs.crops_dataset import DatasetManifest, part_uris, read_manifest, read_targets
+from ray_jobs.crops.dataset import CARD, MANIFEST, DatasetManifest, part_uris, read_manifest, read_targets
+from ray_jobs.training.balance import Balance
 from ray_jobs.training.config import TrainConfig, WorkerConfig
 from ray_jobs.training.loop import STATE_FILE, VALIDATION_FILE
 from ray_jobs.training.source import crops_dataset
@@ -57,6 +59,7 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
     )
     dataset = read_manifest(config.dataset, storage)
     _check_dataset(config, task, dataset)
+    balance = _balance(config, task, dataset)
     resources = connect(settings.cluster)
     needed = config.num_workers + 1
     if resources.get("CPU", 0) < needed or resources.get("GPU", 0) < config.num_workers * config.use_gpu:
@@ -71,9 +74,11 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
     for name, value in config.model_dump(mode="json", exclude={"augmentation"}).items():
         client.log_param(run.info.run_id, name, value)
     client.log_param(run.info.run_id, "dataset_fingerprint", dataset.fingerprint)
+    for name in (CARD, MANIFEST):
+        client.log_text(run.info.run_id, storage.read_all(join(config.dataset, name)).decode(), f"dataset/{name}")
     status = RunStatus.FAILED
     try:
-        result = _fit(config, task, dataset, storage, tracking, run.info.run_id)
+        result = _fit(config, task, dataset, balance, storage, tracking, run.info.run_id)
         with TemporaryDirectory(prefix="facereel-") as folder:
             directory = Path(folder) / "scorer"
             manifest = _build_scorer(directory, config, task, dataset, result, storage)
@@ -96,12 +101,23 @@ def _check_dataset(config: TrainConfig, task: Task, dataset: DatasetManifest) ->
 
 
 def _fit(
-    config: TrainConfig, task: Task, dataset: DatasetManifest, storage: Storage, tracking: TrackingSettings, run_id: str
+    config: TrainConfig,
+    task: Task,
+    dataset: DatasetManifest,
+    balance: Balance | None,
+    storage: Storage,
+    tracking: TrackingSettings,
+    run_id: str,
 ) -> ray.train.Result:
     filesystem, root = storage.arrow_filesystem(config.storage)
     _refuse_other_config(config, storage)
 
-    parts = [storage.arrow_filesystem(uri) for uri in part_uris(config.dataset, dataset, "train")]
+    train_parts = part_uris(config.dataset, dataset, "train")
+    datasets: dict[str, ray.data.Dataset | Callable[[], ray.data.Dataset]] = {}
+    if balance is None:
+        parts = [storage.arrow_filesystem(uri) for uri in train_parts]
+        paths = [path for _, path in parts]
+        datasets["train"] = crops_dataset(paths, parts[0][0], task.name, tuple(task.label_columns))
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={
@@ -110,9 +126,11 @@ def _fit(
                 tracking=tracking,
                 mlflow_run_id=run_id,
                 num_train_rows=dataset.num_crops["train"],
+                train_parts=train_parts,
                 validation_parts=part_uris(config.dataset, dataset, "val"),
+                balance=balance,
                 storage=storage.settings,
-                crop_bytes=3 * dataset.face_policy.crop_size**2,
+                crop_bytes=_crop_bytes(dataset),
             )
         },
         scaling_config=ray.train.ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu),
@@ -127,11 +145,36 @@ def _fit(
                 checkpoint_score_order="max" if task.higher_is_better else "min",
             ),
         ),
-        datasets={
-            "train": crops_dataset([path for _, path in parts], parts[0][0], task.name, tuple(task.label_columns))
-        },
+        datasets=datasets,
     )
     return trainer.fit()
+
+
+def _crop_bytes(dataset: DatasetManifest) -> int:
+    return 3 * dataset.face_policy.crop_size**2
+
+
+def _balance(config: TrainConfig, task: Task, dataset: DatasetManifest) -> Balance | None:
+    if config.per_class is None:
+        return None
+    label = config.balance_by or (task.label_columns[0] if len(task.label_columns) == 1 else None)
+    if label not in task.label_columns:
+        said = f"--balance-by {label} is none of them" if label else "say which one with --balance-by"
+        raise UserError(f"{task.name} has the labels {', '.join(task.label_columns)}: {said}")
+    counts = dataset.splits["train"].classes[label]
+    if not counts:
+        raise UserError(f"{config.dataset} has no crop with the label {label} in its training split")
+    if config.per_class * len(counts) < config.num_workers * config.batch_size:
+        raise UserError(
+            f"{config.per_class} crops of each of {len(counts)} classes are fewer than a step of {config.num_workers} "
+            f"workers takes ({config.num_workers} x {config.batch_size}): raise --per-class, or lower the batch size"
+        )
+    if dataset.num_crops["train"] * _crop_bytes(dataset) > config.resident_bytes * config.num_workers:
+        raise UserError(
+            f"a balanced epoch keeps its crops in memory, and {dataset.num_crops['train']:,} crops do not fit in "
+            f"{config.num_workers} workers of {config.resident_bytes / 1e9:.1f} GB: use more workers"
+        )
+    return Balance(label, config.per_class, counts)
 
 
 def _refuse_other_config(config: TrainConfig, storage: Storage) -> None:

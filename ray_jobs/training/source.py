@@ -18,7 +18,7 @@ def crops_dataset(parts: list[str], filesystem: Any, task: str, label_columns: t
 def decode(batch: Mapping[str, np.ndarray], task: str) -> dict[str, np.ndarray]:
     """Decoded crops and encoded labels of rows of a crops dataset; for the columns see `crops_dataset`."""
     from models.tasks.base import get_task
-    from ray_jobs.crops_dataset import decode_crop
+    from ray_jobs.crops.dataset import decode_crop
 
     chosen = get_task(task)
     crops = [decode_crop(data) for data in batch["crop"]]

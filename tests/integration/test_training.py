@@ -9,7 +9,7 @@ from infra.errors import UserError
 from infra.storage import Storage
 from infra.tracking import tracking_client
 from models import registry
-from ray_jobs.crops_dataset import DatasetManifest, read_manifest
+from ray_jobs.crops.dataset import DatasetManifest, read_manifest
 from ray_jobs.preparing import PrepareConfig, run_prepare
 from ray_jobs.score_config import ScoreConfig
 from ray_jobs.scoring import run_score
@@ -67,9 +67,8 @@ def test_the_dataset_has_both_sides_and_both_tasks(dataset: tuple[str, DatasetMa
     assert read_manifest(out, Storage()) == manifest
     assert manifest.tasks == ("attractiveness", "fs2k")
     assert set(manifest.num_crops) == {"train", "val"}
-    assert sum(manifest.num_crops.values()) + sum(manifest.dropped_frames.values()) == 3 * (
-        manifest.num_videos - manifest.removed.get("minor", 0)
-    )
+    assert sum(manifest.num_crops.values()) + sum(manifest.dropped_frames.values()) == 3 * manifest.num_videos
+    assert manifest.num_videos + manifest.num_rows_removed == manifest.num_rows
 
 
 def test_the_scorer_is_registered_with_its_policies_and_metrics(
@@ -83,6 +82,17 @@ def test_the_scorer_is_registered_with_its_policies_and_metrics(
     assert manifest.dataset_fingerprint == dataset[1].fingerprint
     assert manifest.training.num_val_rows == dataset[1].num_crops["val"]
     assert set(manifest.metrics) == set(manifest.baseline_metrics)
+
+
+def test_a_balanced_run_says_what_it_was_trained_on(world: World, dataset: tuple[str, DatasetManifest]) -> None:
+    config = train_config(world, dataset[0], name="balanced", epochs=1, per_class=20, balance_by="gender")
+    found = run_train(config, world.settings)
+    client = tracking_client(world.settings.tracking)
+    assert client.get_run(found.run_id).data.params["per_class"] == "20"
+    assert {file.path for file in client.list_artifacts(found.run_id, "dataset")} == {
+        "dataset/card.html",
+        "dataset/dataset.json",
+    }
 
 
 def test_mlflow_has_every_epoch_once(world: World, trained: TrainResult) -> None:
@@ -109,6 +119,9 @@ def test_a_promoted_scorer_scores_the_catalog(world: World, trained: TrainResult
         ({"task": "other"}, "no task 'other'"),
         ({"backbone": "resnet19"}, "did you mean"),
         ({"num_workers": 9}, "lower --workers"),
+        ({"name": "other", "per_class": 20}, "say which one with --balance-by"),
+        ({"name": "other", "per_class": 20, "balance_by": "age"}, "--balance-by age is none of them"),
+        ({"name": "other", "per_class": 1, "balance_by": "gender"}, "raise --per-class"),
         ({"epochs": 3}, "with other options exists"),
     ],
 )

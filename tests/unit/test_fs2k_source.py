@@ -1,4 +1,4 @@
-"""Labelled material: FS2K's folder with its quirks, and clean label tables."""
+"""FS2K's folder with its quirks: every pair is found, or named."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from infra.storage import Storage
-from ray_jobs.sources import fs2k_folder, is_validation, labelled_table
+from ray_jobs.fs2k_source import fs2k_folder
 
 SHARED_FS2K = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "fs2k"
 RECORD = {
@@ -69,11 +68,31 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"anno_train\.json is not JSON"):
         fs2k_folder(tmp_path, "photo")
     (tmp_path / "anno_train.json").write_text(json.dumps([RECORD]))
-    with pytest.raises(UserError, match="image0110: no such image"):
+    with pytest.raises(UserError, match=r"1 images are missing.*photo of photo1/image0110 \(anno_train\.json, entry 0"):
         fs2k_folder(tmp_path, "photo")
     (tmp_path / "anno_train.json").write_text(json.dumps([RECORD | {"smile": 3}]))
     with pytest.raises(UserError, match=r"entry 0.*smile"):
         fs2k_folder(tmp_path, "photo")
+
+
+def test_every_missing_image_is_named(tmp_path: Path) -> None:
+    root = make_fs2k(tmp_path, {f"photo1/image{number:04d}": ".jpg" for number in range(4)})
+    (root / "photo" / "photo1" / "image0001.jpg").unlink()
+    (root / "sketch" / "sketch1" / "sketch0003.jpg").unlink()
+    with pytest.raises(UserError, match=r"2 images.*photo of photo1/image0001.*sketch of photo1/image0003"):
+        fs2k_folder(root, "both")
+
+
+def test_both_sides_of_a_pair_have_its_labels_and_its_split(tmp_path: Path) -> None:
+    root = make_fs2k(tmp_path, {f"photo1/image{number:04d}": ".jpg" for number in range(12)})
+    rows = fs2k_folder(root, "both").to_pylist()
+    assert [row["video_id"].partition("/")[0] for row in rows] == ["photo", "sketch"] * 12
+    for photo, sketch in zip(rows[::2], rows[1::2], strict=True):
+        assert (photo["creator_id"], photo["split"], photo["hair"]) == (
+            sketch["creator_id"],
+            sketch["split"],
+            sketch["hair"],
+        )
 
 
 @pytest.mark.skipif(not SHARED_FS2K.is_dir(), reason="the FS2K images are not on this machine")
@@ -84,49 +103,3 @@ def test_the_published_training_half_is_read_whole(modality: str) -> None:
     assert len(set(rows["uri"].to_pylist())) == 1058
     share = rows["split"].to_pylist().count("val") / rows.num_rows
     assert 0.12 < share < 0.22
-
-
-def test_the_split_is_stable() -> None:
-    found = [number for number in range(60) if is_validation(f"creator-{number}")]
-    assert found == [25, 26, 27, 32, 37, 39, 44, 46, 55]
-
-
-def table(folder: Path, text: str) -> str:
-    path = folder / "labels.csv"
-    path.write_text(text)
-    return str(path)
-
-
-def test_a_clean_label_table(tmp_path: Path) -> None:
-    uri = table(tmp_path, "video_id,uri,creator_id,age,score\n1,a.mp4,c1,30,78\n2,/b.mp4,,,99\n3,c.mp4,c2,12,60\n")
-    rows, removed = labelled_table(uri, Storage(), [])
-    assert removed == {"minor": 1}
-    assert [(row["video_id"], row["uri"], row["group"], row["score"]) for row in rows.to_pylist()] == [
-        ("1", f"{tmp_path}/a.mp4", "c1", 78),
-        ("2", "/b.mp4", "2", 99),
-    ]
-
-
-def test_all_videos_of_a_creator_stand_on_one_side(tmp_path: Path) -> None:
-    lines = [f"{number},{number}.mp4,creator-{number % 40},80" for number in range(200)]
-    rows, _ = labelled_table(table(tmp_path, "\n".join(["video_id,uri,creator_id,score", *lines])), Storage(), [])
-    sides: dict[str, set[str]] = {}
-    for row in rows.to_pylist():
-        sides.setdefault(row["group"], set()).add(row["split"])
-    assert len(sides) == 40
-    assert all(len(found) == 1 for found in sides.values())
-    assert set().union(*sides.values()) == {"train", "val"}
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("id,uri,score\n1,a,78\n", "no column video_id"),
-        ("video_id,uri\n1,a\n", "attractiveness needs score"),
-        ("video_id,uri,score\n1,a,78\n1,b,79\n", "repeated.*'1'"),
-        ("video_id,uri,score\n1,a,120\n", r"labels\.csv.*'score', row 0.*120"),
-    ],
-)
-def test_a_bad_label_table_is_named(tmp_path: Path, text: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        labelled_table(table(tmp_path, text), Storage(), [])
