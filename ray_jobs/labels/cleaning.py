@@ -84,8 +84,9 @@ def clean_labels(uri: str, storage: Storage, tasks: Sequence[str], rules: LabelR
     positions = _positions(sheet, rules)
     tasks = _usable_tasks(uri, positions, tasks)
     heads = list({head.name: head for name in tasks for head in get_task(name).heads}.values())
-    report = RemovalReport(uri, num_rows=len(sheet.rows))
-    reader = _RowReader(sheet, positions, heads, rules, report, _base(uri, storage))
+    headers = {name: sheet.columns[position] for name, position in positions.items()}
+    report = RemovalReport(uri, len(sheet.rows), headers)
+    reader = _RowReader(positions, heads, rules, report, _base(uri, storage))
     rows = [row for number, values in sheet.rows if (row := reader.read(number, values)) is not None]
     before = {head.name: _histogram(head, rows) for head in heads}
     kept = _one_per_video(rows, rules, heads, report)
@@ -151,14 +152,13 @@ class _RowReader:
 
     def __init__(
         self,
-        sheet: Sheet,
         positions: dict[str, int],
         heads: Sequence[Head],
         rules: LabelRules,
         report: RemovalReport,
         base: str,
     ) -> None:
-        self._sheet, self._positions, self._rules, self._report, self._base = sheet, positions, rules, report, base
+        self._positions, self._rules, self._report, self._base = positions, rules, report, base
         self._classes = {head.name: {str(value).lower(): value for value in head.classes} for head in heads}
 
     def read(self, number: int, values: Sequence[Any]) -> _Row | None:
@@ -167,7 +167,7 @@ class _RowReader:
         plain = {name: cells.plain(values[position]) for name, position in self._positions.items()}
         address = plain["uri"]
         if not address:
-            self._report.add(number, self._header("uri"), "no_uri")
+            self._report.add(number, "uri", "no_uri")
             return None
         uri = address if urlsplit(address).scheme or address.startswith("/") else join(self._base, address)
         row = _Row(
@@ -230,15 +230,11 @@ class _RowReader:
     def _object(self, row: _Row, name: str, reason: str, value: str) -> None:
         """A cell of this row cannot be used."""
         row.is_readable = False
-        self._report.add(row.number, self._header(name), reason, value)
+        self._report.add(row.number, name, reason, value)
 
     def _refuse(self, row: _Row, name: str, reason: str, value: str) -> None:
         """A rule refuses the video."""
-        row.refusal = self._report.add(row.number, self._header(name), reason, value)
-
-    def _header(self, name: str) -> str:
-        position = self._positions.get(name)
-        return name if position is None else self._sheet.columns[position]
+        row.refusal = self._report.add(row.number, name, reason, value)
 
 
 def video_id_of(uri: str) -> str:
@@ -292,7 +288,7 @@ def _merged(group: list[_Row], rules: LabelRules, heads: Sequence[Head], report:
             report.add(row.number, "uri", "duplicate", f"as row {first.number}")
         first.remarks = remarks
         return first
-    names = ", ".join(head.name for head in differing)
+    names = ", ".join(report.headers.get(head.name, head.name) for head in differing)
     said = "; ".join(f"row {row.number}: {', '.join(str(row.labels[h.name]) for h in differing)}" for row in group)
     if rules.conflicts == "latest":
         latest = max(group, key=lambda row: (row.labelled_at, row.number))

@@ -1,6 +1,7 @@
 """The removal report: every row that does not train, with file, row, column and reason, and what each rule cost."""
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,11 +36,12 @@ class RemovalReport:
 
     file: str
     num_rows: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)  # our column name -> the table's own header
     objections: list[Objection] = field(default_factory=list)
 
     def add(self, row: int, column: str, reason: str, value: object = "") -> Objection:
-        """Object to a row."""
-        self.objections.append(Objection(row, column, reason, str(value)))
+        """Object to a row, for what stands in one of our columns."""
+        self.objections.append(Objection(row, self.headers.get(column, column), reason, str(value)))
         return self.objections[-1]
 
     @property

@@ -18,8 +18,8 @@ class LabelRules(BaseModel):
     columns: dict[str, str] = Field(
         default_factory=dict, description="Our column name to the table's header, where it is not a usual one."
     )
-    remove_remarks: frozenset[str] = Field(
-        frozenset({"face_cut_off", "no_face_shown", "several_people", "deleted"}),
+    remove_remarks: tuple[str, ...] = Field(
+        ("deleted", "face_cut_off", "no_face_shown", "several_people"),
         description="Remarks that remove a row; the others stay on it as tags.",
     )
     unknown_remarks: Literal["tag", "remove"] = Field(
@@ -37,10 +37,10 @@ class LabelRules(BaseModel):
 
     @field_validator("remove_remarks")
     @classmethod
-    def _known_remarks(cls, names: frozenset[str]) -> frozenset[str]:
-        if unknown := sorted(names - set(REMARKS)):
+    def _known_remarks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := sorted(set(names) - set(REMARKS)):
             raise ValueError(f"no such remark: {unknown[0]!r}; known are {', '.join(REMARKS)}")
-        return names
+        return tuple(sorted(set(names)))
 
     @field_validator("minors")
     @classmethod

@@ -27,7 +27,7 @@ class Label:
     """One label column: its classes in each split, as bars where they are a scale, and faces of each class."""
 
     name: str
-    counts: list[tuple[str, list[int]]]  # class, rows of the table before cleaning, then crops of each split
+    counts: list[tuple[str, list[int]]]  # class, rows before cleaning (of a label table), then crops of each split
     plots: list[plots.Plot]
     faces: list[tuple[str, list[str]]]  # class, addresses of pictures
 
@@ -46,7 +46,6 @@ def dataset_card(root: str, manifest: DatasetManifest, storage: Storage) -> str:
         environment()
         .get_template("dataset.html.j2")
         .render(
-            root=root,
             manifest=manifest,
             splits=splits,
             labels=[_label(head, root, manifest, storage) for head in heads],
@@ -55,14 +54,14 @@ def dataset_card(root: str, manifest: DatasetManifest, storage: Storage) -> str:
 
 
 def _label(head: Head, root: str, manifest: DatasetManifest, storage: Storage) -> Label:
-    columns = [manifest.classes_before.get(head.name, {})]
-    columns += [manifest.splits[name].classes[head.name] for name in SPLITS if name in manifest.splits]
+    before = [manifest.classes_before.get(head.name, {})] if manifest.classes_before else []
+    columns = before + [manifest.splits[name].classes[head.name] for name in SPLITS if name in manifest.splits]
     names = [str(value).lower() for value in head.classes]
     is_scale = len(names) >= MIN_CLASSES_TO_PLOT
     bars = []
     if is_scale:
-        if columns[0]:
-            bars.append(_bars(head, columns[0], "Rows of the label table, before any was removed", "rows"))
+        if before:
+            bars.append(_bars(head, before[0], "Rows of the label table, before any was removed", "rows"))
         bars.append(_bars(head, manifest.splits["train"].classes[head.name], "Crops of the training split", "crops"))
     return Label(
         head.name,
