@@ -59,6 +59,10 @@ bench: .venv-bench/.done  ## the measured claims: decoding side by side with oth
 bench-plan: setup  ## the measured claims: plans of 100 thousand to 10 million videos
 	$(PY) -m benchmarks.plan $(ARGS)
 
+.PHONY: bench-dataset
+bench-dataset: setup  ## the measured claims: finishing a dataset of 10 thousand and 100 thousand crops
+	$(PY) -m benchmarks.dataset $(ARGS)
+
 .venv-bench/.done: requirements.lock requirements-bench.lock
 	@test -x .venv-bench/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-bench
 	$(UV) pip sync --quiet --require-hashes --python .venv-bench/bin/python requirements.lock requirements-bench.lock
