@@ -1,22 +1,24 @@
 """From staged crops to the dataset: people alone in their frame, near-duplicates, ranks, statistics, files."""
 
 import io
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.scanning import scratch_database, stream
+from infra.scanning import scratch_database
 from infra.storage import Storage, join
 from ray_jobs.crops.dataset import DatasetRules, SplitStatistics
 from ray_jobs.crops.staging import Staging
 
-ROWS_PER_PART = 5_000
+ROWS_PER_PART = 2_000
 ROW_GROUP = 500
 HASH_BITS = 64
 # Columns of a video in a finished dataset, beside its labels; then those of a crop.
@@ -60,9 +62,12 @@ def finish(
         crop_size: Side of the crops, pixels.
         rules: Which crops are kept.
     """
-    dataset = staging.dataset()
-    with TemporaryDirectory(prefix="facereel-crops-") as folder, scratch_database(folder) as connection:
-        connection.register("staged", stream(dataset, [name for name in dataset.schema.names if name != "crop"]))
+    with (
+        TemporaryDirectory(prefix="facereel-crops-") as folder,
+        scratch_database(folder) as connection,
+        PictureFile(Path(folder) / "pictures") as pictures,
+    ):
+        connection.register("staged", _without_pictures(staging, pictures))
         connection.execute("CREATE TABLE rows AS SELECT * FROM staged")
         connection.unregister("staged")
         dropped = Counter[str]()
@@ -87,9 +92,57 @@ def finish(
             for (split,) in connection.execute("SELECT DISTINCT split FROM ranked ORDER BY ALL").fetchall()
         }
         digest = _digest(connection, labels)
-        parts = {split: tuple(_write(connection, staging, root, storage, split, labels)) for split in splits}
+        parts = {split: tuple(_write(connection, pictures, root, storage, split, labels)) for split in splits}
     reasons = Counter(reason for _, reason in removals)
     return Finished(parts, splits, dict(sorted(reasons.items())), dict(sorted((+dropped).items())), removals, digest)
+
+
+class PictureFile:
+    """The bytes of all pictures in one local file, to be read in any order: databases sort them badly."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b")
+        self._ends = array("q", [0])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def add(self, pictures: pa.Array) -> None:
+        """Append pictures (binary, null for none), which are numbered on."""
+        for picture in pictures:
+            size = 0 if not picture.is_valid else self._file.write(picture.as_buffer())
+            self._ends.append(self._ends[-1] + size)
+
+    def take(self, numbers: Sequence[int]) -> pa.Array:
+        """The pictures of these numbers."""
+        found = []
+        for number in numbers:
+            self._file.seek(self._ends[number])
+            found.append(self._file.read(self._ends[number + 1] - self._ends[number]))
+        return pa.array(found, pa.binary())
+
+
+def _without_pictures(staging: Staging, pictures: PictureFile) -> pa.RecordBatchReader:
+    """The staged rows with ``picture``, a number in the file, instead of ``crop``."""
+    schema = staging.schema()
+    position = schema.get_field_index("crop")
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in staging.batches():
+            first = len(pictures)
+            pictures.add(batch.column(position))
+            numbers = pa.array(range(first, first + batch.num_rows), pa.int64())
+            columns = [numbers if index == position else column for index, column in enumerate(batch.columns)]
+            yield pa.RecordBatch.from_arrays(columns, schema=numbered)
+
+    numbered = schema.set(position, pa.field("picture", pa.int64()))
+    return pa.RecordBatchReader.from_batches(numbered, batches())
 
 
 def _mark_near_duplicates(connection: duckdb.DuckDBPyConnection, max_distance: int | None) -> int:
@@ -225,49 +278,30 @@ def _digest(connection: duckdb.DuckDBPyConnection, labels: Sequence[str]) -> str
 
 def _write(
     connection: duckdb.DuckDBPyConnection,
-    staging: Staging,
+    pictures: PictureFile,
     root: str,
     storage: Storage,
     split: str,
     labels: Sequence[str],
 ) -> Iterator[str]:
     """Write the files of a split, ordered by video, frame and face; yields their names."""
-    connection.register("staged", stream(staging.dataset(), ["video_id", "frame_index", "face", "crop"]))
     people = () if "gender" in labels else ("gender",)
-    names = [
-        *VIDEO_COLUMNS,
-        *people,
-        "split",
-        *CROP_COLUMNS,
-        "near_duplicate_of",
-        *labels,
-        *(f"rank_{name}" for name in labels),
-    ]
-    columns = ", ".join(f'r."{name}"' for name in names)
-    reader: pa.RecordBatchReader = connection.sql(
-        f"SELECT {columns}, s.crop FROM staged s JOIN ranked r "
-        "ON s.video_id = r.video_id AND s.frame_index = r.frame_index AND s.face = r.face "
-        "WHERE r.split = ? ORDER BY r.number",
-        params=[split],
-    ).to_arrow_reader(ROW_GROUP)
-    pending: list[pa.RecordBatch] = []
-    number = 0
-    while True:
-        batch = next(reader, None)
-        pending += [] if batch is None else [batch]
-        if sum(len(part) for part in pending) >= ROWS_PER_PART or (batch is None and pending):
-            table = pa.Table.from_batches(pending)
-            rest = table.slice(ROWS_PER_PART)
-            buffer = io.BytesIO()
-            pq.write_table(table.slice(0, ROWS_PER_PART), buffer, row_group_size=ROW_GROUP)
-            name = f"{split}-{number:05d}.parquet"
-            storage.put(join(root, name), buffer.getvalue())
-            yield name
-            number += 1
-            pending = rest.to_batches()
-        if batch is None and not pending:
-            break
-    connection.unregister("staged")
+    names = [*VIDEO_COLUMNS, *people, "split", *CROP_COLUMNS, "near_duplicate_of", *labels]
+    names += [f"rank_{name}" for name in labels]
+    columns = ", ".join(f'"{name}"' for name in (*names, "picture"))
+    ((num_crops,),) = connection.execute("SELECT count(*) FROM ranked WHERE split = ?", [split]).fetchall()
+    for number, start in enumerate(range(0, num_crops, ROWS_PER_PART)):
+        table = connection.sql(
+            f"SELECT {columns} FROM ranked WHERE split = ? ORDER BY number LIMIT {ROWS_PER_PART} OFFSET {start}",
+            params=[split],
+        ).to_arrow_table()
+        crops = pictures.take(table["picture"].to_pylist())
+        table = table.drop_columns("picture").append_column("crop", crops)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, row_group_size=ROW_GROUP)
+        name = f"{split}-{number:05d}.parquet"
+        storage.put(join(root, name), buffer.getvalue())
+        yield name
 
 
 def _count(connection: duckdb.DuckDBPyConnection, what: str) -> int:

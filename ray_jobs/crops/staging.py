@@ -2,10 +2,10 @@
 
 import io
 import time
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from infra.errors import UserError
@@ -16,6 +16,7 @@ PREFIX = "_staged-"
 KEY = "_made-of"
 FLUSH_ROWS = 2_000
 FLUSH_S = 60.0
+BATCH_ROWS = 256
 
 
 class Staging:
@@ -50,9 +51,8 @@ class Staging:
 
     def video_ids(self) -> pa.Array:
         """The videos that are staged."""
-        if not self._files:
-            return pa.array([], pa.string())
-        return pc.unique(self.dataset().to_table(columns=["video_id"])["video_id"])
+        ids = [self._open(uri).read(columns=["video_id"])["video_id"].unique() for uri in self._files]
+        return pa.concat_arrays([pa.array([], pa.string()), *ids])
 
     def add(self, rows: pa.Table) -> None:
         """Rows of one or more videos; a video's rows are written together, when all are there."""
@@ -77,10 +77,20 @@ class Staging:
         self._storage.put(self._files[-1], buffer.getvalue())
         self._pending = []
 
-    def dataset(self) -> pads.Dataset:
-        """All that is written."""
-        filesystem, _ = self._storage.arrow_filesystem(self._root)
-        return pads.dataset([self._storage.arrow_filesystem(uri)[1] for uri in self._files], filesystem=filesystem)
+    def schema(self) -> pa.Schema:
+        """The columns of what is written."""
+        return pa.unify_schemas([self._open(uri).schema_arrow for uri in self._files], promote_options="permissive")
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All that is written, a few rows at a time, always in the same order."""
+        schema = self.schema()
+        for uri in self._files:
+            for batch in self._open(uri).iter_batches(BATCH_ROWS):
+                yield from pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_batches()
+
+    def _open(self, uri: str) -> pq.ParquetFile:
+        filesystem, path = self._storage.arrow_filesystem(uri)
+        return pq.ParquetFile(path, filesystem=filesystem)
 
     def remove(self) -> None:
         """Delete the staging area; its key last."""
