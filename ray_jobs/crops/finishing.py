@@ -268,10 +268,9 @@ def _statistics(
 
 
 def _digest(connection: duckdb.DuckDBPyConnection, labels: Sequence[str]) -> str:
-    columns = ", ".join(f'"{name}"' for name in ("video_id", "frame_index", "face", "split", *labels))
+    columns = ", ".join(f'"{name}"::VARCHAR' for name in ("video_id", "frame_index", "face", "split", *labels))
     ((digest,),) = connection.execute(
-        f"SELECT sha256(coalesce(string_agg(md5(to_json([{columns.replace(', ', '::VARCHAR, ')}::VARCHAR])), '' "
-        "ORDER BY number), '')) FROM ranked"
+        f"SELECT sha256(coalesce(string_agg(md5(to_json([{columns}])), '' ORDER BY number), '')) FROM ranked"
     ).fetchall()
     return str(digest)
 

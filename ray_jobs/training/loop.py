@@ -108,7 +108,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def memory_format(device: torch.device, precision: torch.dtype) -> torch.memory_format:
-    """Channels last, except for float32 on a CPU, whose backward pass is 1.4 times faster with contiguous tensors."""
+    """Channels last, except for float32 on a CPU, whose backward pass is slower with it."""
     if device.type == "cpu" and precision == torch.float32:
         return torch.contiguous_format
     return torch.channels_last

@@ -105,7 +105,7 @@ def test_a_run_that_broke_off_goes_on(
     arriving = ray_jobs.preparing.arriving
 
     def breaking(ds: object) -> Iterator[object]:
-        for number, block in enumerate(arriving(ds)):  # type: ignore[arg-type]
+        for number, block in enumerate(arriving(ds)):
             if number == 1:
                 raise Crash
             yield block
@@ -121,7 +121,7 @@ def test_a_run_that_broke_off_goes_on(
     asked: list[int] = []
 
     def counting(ds: object) -> Iterator[object]:
-        for block in arriving(ds):  # type: ignore[arg-type]
+        for block in arriving(ds):
             asked.append(len(set(block["video_id"].to_pylist())))
             yield block
 

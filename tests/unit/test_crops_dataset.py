@@ -78,7 +78,7 @@ def video(
 
 def build(root: Path, videos: list[pa.Table], *, split_by: str = "creator", **rules: object) -> Finished:
     staging = Staging(str(root), Storage(), "test")
-    encode = encode_stage(SIZE, split_by)  # type: ignore[arg-type]
+    encode = encode_stage(SIZE, split_by)
     for table in videos:
         staging.add(encode(table).select(COLUMNS))
     staging.flush()
@@ -97,7 +97,7 @@ def test_a_row_has_the_video_the_face_the_label_and_a_picture(tmp_path: Path) ->
     wanted = {"video_id": "a", "creator_id": "c", "frame_index": 0, "face": 0, "score": 77, "rank_score": 0}
     wanted |= {"remarks": ["smoking"], "source": "labels.csv:a", "gender": "male", "near_duplicate_of": None}
     assert {name: row[name] for name in wanted} == wanted
-    assert np.abs(decode_crop(row["crop"]).astype(int) - crop).mean() < 4  # type: ignore[arg-type]
+    assert np.abs(decode_crop(row["crop"]).astype(int) - crop).mean() < 4
 
 
 def test_the_same_videos_in_any_order_and_any_blocks_give_the_same_bytes(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_near_duplicates_are_those_of_a_comparison_of_all_pairs(tmp_path: Path, 
     noisy = [np.clip(crop + noise.normal(0, 6, crop.shape), 0, 255).astype(np.uint8) for crop in pictures]
     found = build(tmp_path, [video("a", noisy)], near_duplicate_bits=bits)
     rows = read(tmp_path, found)
-    hashes = [int(row["perceptual_hash"]) for row in rows]  # type: ignore[call-overload]
+    hashes = [int(row["perceptual_hash"]) for row in rows]
     wanted = [
         next(
             (f"a#{50 * first}#{first}" for first in range(row) if (hashes[first] ^ hashes[row]).bit_count() <= bits),
@@ -184,7 +184,7 @@ def test_ranks_number_each_class_of_each_split(tmp_path: Path) -> None:
     for split in ("train", "val"):
         rows = read(tmp_path, found, split)
         for score, number in Counter(row["score"] for row in rows).items():
-            ranks = sorted(row["rank_score"] for row in rows if row["score"] == score)  # type: ignore[type-var]
+            ranks = sorted(row["rank_score"] for row in rows if row["score"] == score)
             assert ranks == ([None] if score is None else list(range(number)))
     assert found.splits["train"].classes == {
         "score": {str(score): sum(row["score"] == score for row in read(tmp_path, found)) for score in (60, 61)}
@@ -193,7 +193,7 @@ def test_ranks_number_each_class_of_each_split(tmp_path: Path) -> None:
 
 def test_mean_and_deviation_are_those_of_all_training_pixels(tmp_path: Path) -> None:
     found = build(tmp_path, [video(str(number), [picture(number)]) for number in range(20)])
-    pixels = np.stack([decode_crop(row["crop"]) for row in read(tmp_path, found)])  # type: ignore[arg-type]
+    pixels = np.stack([decode_crop(row["crop"]) for row in read(tmp_path, found)])
     np.testing.assert_allclose(found.splits["train"].mean, pixels.mean(axis=(0, 1, 2)) / 255, rtol=1e-12)
     np.testing.assert_allclose(found.splits["train"].std, pixels.std(axis=(0, 1, 2)) / 255, rtol=1e-9)
 
@@ -239,8 +239,8 @@ def test_a_finished_dataset_is_not_overwritten_and_an_unfinished_one_is_none(tmp
 def test_targets_are_read_without_crops(tmp_path: Path) -> None:
     found = build(tmp_path, [video("a", [picture(1)], score=70), video("b", [picture(2)], score=90)])
     dataset = SimpleNamespace(parts=found.parts)
-    assert [Path(uri).name for uri in part_uris(str(tmp_path), dataset, "train")] == list(found.parts["train"])  # type: ignore[arg-type]
-    targets = read_targets(str(tmp_path), dataset, get_task("attractiveness"), Storage())  # type: ignore[arg-type]
+    assert [Path(uri).name for uri in part_uris(str(tmp_path), dataset, "train")] == list(found.parts["train"])
+    targets = read_targets(str(tmp_path), dataset, get_task("attractiveness"), Storage())
     assert targets.tolist() == [[10], [30]]
 
 

@@ -19,7 +19,7 @@ def sides(by: str, key: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for number in range(600):
         row = {"creator_id": f"creator-{number % 40}", "video_id": f"video-{number % 120}"}
-        side = split_of(by, **row, frame_index=50 * (number // 120))  # type: ignore[arg-type]
+        side = split_of(by, **row, frame_index=50 * (number // 120))
         found.setdefault(row[key], set()).add(side)
     return found
 
