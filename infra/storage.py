@@ -112,9 +112,9 @@ class Storage:
         """Write the object, replacing one that is there; readers see the old or the new one, whole."""
         return self._backend(uri).put(uri, data, if_absent=False)
 
-    def put_file(self, uri: str, path: Path) -> ObjectStat:
-        """Write the object from a local file of any size, as `put` does."""
-        return self._backend(uri).put_file(uri, path)
+    def put_file(self, uri: str, path: Path, *, if_absent: bool = False) -> ObjectStat:
+        """Write the object from a local file of any size, as `put` does, or as `put_if_absent` does."""
+        return self._backend(uri).put_file(uri, path, if_absent=if_absent)
 
     def put_if_absent(self, uri: str, data: bytes) -> ObjectStat:
         """Write the object, or raise `AlreadyExists`; of several writers one succeeds, if the server keeps its word.

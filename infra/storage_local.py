@@ -102,10 +102,10 @@ class LocalBackend:
         """Write the file whole or not at all, its folders included."""
         return self._put(uri, io.BytesIO(data), if_absent=if_absent)
 
-    def put_file(self, uri: str, source: Path) -> ObjectStat:
+    def put_file(self, uri: str, source: Path, *, if_absent: bool) -> ObjectStat:
         """Copy a file, whole or not at all."""
         with _typed_errors(str(source)), source.open("rb") as file:
-            return self._put(uri, file, if_absent=False)
+            return self._put(uri, file, if_absent=if_absent)
 
     def _put(self, uri: str, data: BinaryIO, *, if_absent: bool) -> ObjectStat:
         path = local_path(uri)

@@ -1,7 +1,7 @@
 """Storage in S3 and servers that speak its protocol, through boto3; botocore's errors become typed ones."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,10 @@ from infra.storage_reader import SeekableReader
 if TYPE_CHECKING:
     from botocore.credentials import ReadOnlyCredentials
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, GetObjectOutputTypeDef
 
+# Larger files go in parts of this size: S3 wants 5 MiB at least, and memory holds one a thread.
+PART_BYTES = 16 << 20
 BOTO_ERRORS = (boto_errors.BotoCoreError, boto_errors.ClientError, S3UploadFailedError, OSError)
 TIMEOUTS = (boto_errors.ConnectTimeoutError, boto_errors.ReadTimeoutError, TimeoutError)
 NO_ACCESS = (
@@ -182,12 +184,47 @@ class S3Backend:
             raise AlreadyExists(f"{uri} (at {self.endpoint}): exists already") from error
         return self._object_stat(uri, answer, len(data))
 
-    def put_file(self, uri: str, source: Path) -> ObjectStat:
+    def put_file(self, uri: str, source: Path, *, if_absent: bool) -> ObjectStat:
         """Write the object from a file, in parts where it is large."""
         name = _object_name(uri)
+        if not if_absent:
+            with self._typed_errors(uri):
+                self._client.upload_file(str(source), name["Bucket"], name["Key"])
+            return self.stat(uri)
+        with suppress(ObjectNotFound):  # what is there need not be sent to be refused
+            self.stat(uri)
+            raise AlreadyExists(f"{uri} (at {self.endpoint}): exists already")
+        if source.stat().st_size <= PART_BYTES:
+            return self.put(uri, source.read_bytes(), if_absent=True)
+        # boto3's own upload in parts knows no condition.
         with self._typed_errors(uri):
-            self._client.upload_file(str(source), name["Bucket"], name["Key"])
+            upload = self._client.create_multipart_upload(**name)["UploadId"]
+        try:
+            self._put_parts(uri, source, upload)
+        except BaseException:
+            with suppress(StorageError), self._typed_errors(uri):
+                self._client.abort_multipart_upload(**name, UploadId=upload)
+            raise
         return self.stat(uri)
+
+    def _put_parts(self, uri: str, source: Path, upload: str) -> None:
+        """Send the file as the parts of an upload, and complete it where the name is not taken."""
+        name = _object_name(uri)
+        parts: list[CompletedPartTypeDef] = []
+        # At most 10,000 parts.
+        part_bytes = max(PART_BYTES, -(-source.stat().st_size // 10_000))
+        with source.open("rb") as file:
+            for number, part in enumerate(iter(lambda: file.read(part_bytes), b""), start=1):
+                with self._typed_errors(uri):
+                    answer = self._client.upload_part(**name, UploadId=upload, PartNumber=number, Body=part)
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+        try:
+            with self._typed_errors(uri):
+                self._client.complete_multipart_upload(
+                    **name, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+                )
+        except ObjectChanged as error:
+            raise AlreadyExists(f"{uri} (at {self.endpoint}): exists already") from error
 
     def delete(self, uri: str) -> None:
         """Remove the object; none there is no error."""

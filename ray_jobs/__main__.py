@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 VERBS = {
+    "ingest": "Fetch the videos of a label table or a list of addresses into storage.",
     "prepare": "Build a crops dataset from labelled videos or from FS2K's folder.",
     "train": "Train a scorer on a crops dataset and register it.",
     "promote": "Point the champion alias at a registered version.",

@@ -1,4 +1,4 @@
-"""The YAML file of policies: which labels, frames and faces a dataset is made from, and the limits of decoding."""
+"""The YAML file of policies: which videos are fetched, labels, frames and faces used, and the limits of decoding."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from models.faces.policy import FacePolicy
 from models.video.limits import DecodeLimits
 from models.video.sampling import FramePolicy
 from ray_jobs.crops.dataset import DatasetRules
+from ray_jobs.ingesting.rules import IngestRules
 from ray_jobs.labels.rules import LabelRules
 
 
@@ -23,11 +24,10 @@ class Policies(BaseModel):
     limits: DecodeLimits = Field(DecodeLimits(), description="Beyond these a video is refused.")
     dataset: DatasetRules = Field(DatasetRules(), description="Which crops a dataset keeps.")
     labels: LabelRules = Field(LabelRules(), description="Which rows of a label table train.")
+    ingest: IngestRules = Field(IngestRules(), description="How videos are fetched from the web.")
 
 
-def read_policies(
-    path: Path | None, *, sections: tuple[str, ...] = ("frame", "face", "limits", "dataset", "labels")
-) -> Policies:
+def read_policies(path: Path | None, *, sections: tuple[str, ...] = tuple(Policies.model_fields)) -> Policies:
     """The policies of a file; the defaults where there is none.
 
     Raises:

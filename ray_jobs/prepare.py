@@ -14,6 +14,9 @@ def prepare(
         str | None,
         typer.Option(help="Label table: CSV, TSV, Excel, Parquet or JSON lines, with headers in English or Chinese."),
     ] = None,
+    videos: Annotated[
+        str | None, typer.Option(help="The --into of an ingest: where the videos of web addresses lie.")
+    ] = None,
     fs2k: Annotated[Path | None, typer.Option(help="FS2K's folder: anno_train.json, photo/, sketch/.")] = None,
     modality: Annotated[Literal["photo", "sketch", "both"], typer.Option(help="Which side of FS2K.")] = "photo",
     task: Annotated[list[str] | None, typer.Option(help="Keep this task's labels; repeat. Default: all found.")] = None,
@@ -40,6 +43,7 @@ def prepare(
         PrepareConfig(
             out=out,
             labels=labels,
+            videos=videos,
             fs2k=fs2k,
             modality=modality,
             tasks=tuple(task or ()),

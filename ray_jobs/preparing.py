@@ -25,7 +25,8 @@ from ray_jobs.crops.dataset import CARD, MANIFEST, DatasetManifest, DatasetRules
 from ray_jobs.crops.finishing import VIDEO_COLUMNS, finish
 from ray_jobs.crops.staging import Staging
 from ray_jobs.fs2k_source import Modality, fs2k_folder
-from ray_jobs.labels.cleaning import CleanLabels, clean_labels
+from ray_jobs.ingesting.state import ingested
+from ray_jobs.labels.cleaning import CleanLabels, clean_labels, in_storage
 from ray_jobs.labels.removal import RemovalReport
 from ray_jobs.labels.rules import LabelRules
 from ray_jobs.reports.dataset import dataset_card
@@ -44,6 +45,7 @@ class PrepareConfig:
 
     out: str
     labels: str | None = None
+    videos: str | None = None  # where `ingest` has put the videos of web addresses
     fs2k: Path | None = None
     modality: Modality = "photo"
     tasks: tuple[str, ...] = ()
@@ -110,10 +112,13 @@ def _read_source(config: PrepareConfig, storage: Storage) -> CleanLabels:
     if (config.labels is None) == (config.fs2k is None):
         raise UserError("give one source: --labels TABLE (labelled videos) or --fs2k FOLDER (FS2K as published)")
     if config.fs2k is not None:
+        if config.videos is not None:
+            raise UserError("--videos belongs to --labels: FS2K's folder holds its images itself")
         rows = fs2k_folder(config.fs2k, config.modality)
         return CleanLabels(rows, ("fs2k",), RemovalReport(str(config.fs2k), num_rows=rows.num_rows), {})
     assert config.labels is not None
-    source = clean_labels(config.labels, storage, config.tasks, config.label_rules)
+    locate = in_storage if config.videos is None else ingested(config.videos, storage)
+    source = clean_labels(config.labels, storage, config.tasks, config.label_rules, locate)
     ids = source.rows.select(["creator_id", "video_id"]).to_pylist()
     # Frames of one video may part only when the split is by image: then the stage that sees frames decides.
     splits = [None if config.split_by == "image" else split_of(config.split_by, **row, frame_index=None) for row in ids]

@@ -63,7 +63,35 @@ class _Row:
     refusal: Objection | None = None  # what a rule has against the video, not only against this row
 
 
-def clean_labels(uri: str, storage: Storage, tasks: Sequence[str], rules: LabelRules) -> CleanLabels:
+class NotInStorage(ValueError):
+    """An address of the table names nothing that can be decoded; its text is the reason."""
+
+
+def in_storage(address: str) -> str:
+    """The address itself, where it is one of storage.
+
+    Raises:
+        NotInStorage: It is one of the web.
+    """
+    if is_web(address):
+        raise NotInStorage("web_address")
+    return address
+
+
+def is_web(address: str) -> bool:
+    """Whether the address has to be fetched from the web first."""
+    return address.lower().startswith(("http://", "https://"))
+
+
+def clean_labels(
+    uri: str,
+    storage: Storage,
+    tasks: Sequence[str],
+    rules: LabelRules,
+    locate: Callable[[str], str] = in_storage,
+    *,
+    needs_labels: bool = True,
+) -> CleanLabels:
     """Read and clean a label table.
 
     Args:
@@ -71,6 +99,8 @@ def clean_labels(uri: str, storage: Storage, tasks: Sequence[str], rules: LabelR
         storage: Where the table lies.
         tasks: The tasks whose labels are kept; empty: every task whose label columns all stand in the table.
         rules: What removes a row.
+        locate: From an absolute address of the table to where the video lies; raises `NotInStorage` with a reason.
+        needs_labels: Whether a table without any task's labels is refused.
 
     Returns:
         Rows in the table's order: ``video_id``, ``uri``, ``etag`` (null), ``creator_id``, ``gender``, ``age``,
@@ -81,12 +111,12 @@ def clean_labels(uri: str, storage: Storage, tasks: Sequence[str], rules: LabelR
         StorageError: The table is not there, or cannot be fetched.
     """
     sheet = read_sheet(uri, storage)
-    positions = _positions(sheet, rules)
-    tasks = _usable_tasks(uri, positions, tasks)
+    positions = column_positions(sheet, rules)
+    tasks = _usable_tasks(uri, positions, tasks) if needs_labels else _complete_tasks(positions)
     heads = list({head.name: head for name in tasks for head in get_task(name).heads}.values())
     headers = {name: sheet.columns[position] for name, position in positions.items()}
     report = RemovalReport(uri, len(sheet.rows), headers)
-    reader = _RowReader(positions, heads, rules, report, _base(uri, storage))
+    reader = _RowReader(positions, heads, rules, report, _base(uri, storage), locate)
     rows = [row for number, values in sheet.rows if (row := reader.read(number, values)) is not None]
     before = {head.name: _histogram(head, rows) for head in heads}
     kept = _one_per_video(rows, rules, heads, report)
@@ -95,8 +125,12 @@ def clean_labels(uri: str, storage: Storage, tasks: Sequence[str], rules: LabelR
     return CleanLabels(_table(uri, kept, heads), tuple(tasks), report, before)
 
 
-def _positions(sheet: Sheet, rules: LabelRules) -> dict[str, int]:
-    """Column name -> position in the sheet."""
+def column_positions(sheet: Sheet, rules: LabelRules) -> dict[str, int]:
+    """Column name -> position in the sheet.
+
+    Raises:
+        UserError: There is no column of addresses, two columns mean the same, or the rules name one that is missing.
+    """
     spelled = {_spelling(header): name for name, headers in HEADERS.items() for header in (name, *headers)}
     spelled |= {_spelling(head.name): head.name for name in task_names() for head in get_task(name).heads}
     for name, header in rules.columns.items():
@@ -130,7 +164,7 @@ def _spelling(header: str) -> str:
 
 
 def _usable_tasks(uri: str, positions: dict[str, int], tasks: Sequence[str]) -> Sequence[str]:
-    complete = [name for name in task_names() if set(get_task(name).label_columns) <= set(positions)]
+    complete = _complete_tasks(positions)
     if not tasks and complete:
         return complete
     if not tasks or not set(tasks) <= set(complete):
@@ -140,6 +174,10 @@ def _usable_tasks(uri: str, positions: dict[str, int], tasks: Sequence[str]) -> 
             + "; ".join(f"{name} needs {', '.join(get_task(name).label_columns)}" for name in wanted)
         )
     return tasks
+
+
+def _complete_tasks(positions: dict[str, int]) -> list[str]:
+    return [name for name in task_names() if set(get_task(name).label_columns) <= set(positions)]
 
 
 def _base(uri: str, storage: Storage) -> str:
@@ -157,8 +195,10 @@ class _RowReader:
         rules: LabelRules,
         report: RemovalReport,
         base: str,
+        locate: Callable[[str], str],
     ) -> None:
         self._positions, self._rules, self._report, self._base = positions, rules, report, base
+        self._locate = locate
         self._classes = {head.name: {str(value).lower(): value for value in head.classes} for head in heads}
 
     def read(self, number: int, values: Sequence[Any]) -> _Row | None:
@@ -180,7 +220,15 @@ class _RowReader:
         self._read_people(row, text)
         self._read_labels(row, text)
         self._apply_remarks(row, text.get("remarks", ""))
+        self._find_video(row, address)
         return row
+
+    def _find_video(self, row: _Row, address: str) -> None:
+        try:
+            row.uri = self._locate(row.uri)
+        except NotInStorage as error:
+            if row.refusal is None:  # what a rule refuses was left unfetched for that
+                self._object(row, "uri", str(error), address)
 
     def _read_people(self, row: _Row, text: dict[str, str]) -> None:
         row.gender = self._parsed(row, "gender", text, cells.read_gender)
@@ -206,7 +254,7 @@ class _RowReader:
                 self._object(row, name, f"bad_{name}", text[name])
                 continue
             row.labels[name] = classes[value.lower()] if value else None
-        if row.is_readable and all(value is None for value in row.labels.values()):
+        if row.is_readable and self._classes and all(value is None for value in row.labels.values()):
             self._object(row, next(iter(self._classes)), "no_label", "")
 
     def _apply_remarks(self, row: _Row, text: str) -> None:

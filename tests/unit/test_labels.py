@@ -53,7 +53,7 @@ def write(folder: Path, kind: str) -> str:
 
 
 def clean(uri: str, tasks: tuple[str, ...] = (), **rules: object) -> CleanLabels:
-    return clean_labels(uri, Storage(), tasks, LabelRules.model_validate(rules))
+    return clean_labels(uri, Storage(), tasks, LabelRules.model_validate(rules), locate=str)
 
 
 def table(folder: Path, text: str) -> str:
@@ -217,3 +217,11 @@ def test_cells() -> None:
     assert read_remarks("多人出镜、吸烟,吸烟 / 其他") == (("several_people", "smoking"), ("其他",))
     assert creator_of_url("https://x.example/play?s=ab_cd_1_2&t=1") is None
     assert creator_of_url("https://x.example/play?s=abc_1600000000_2&t=1") == "abc"
+
+
+def test_addresses_of_the_web_are_no_videos_in_storage(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("url,score,remarks\nhttps://a.example/1,70,\nvideos/2.mp4,71,\nHTTPS://a.example/3,72,儿童\n")
+    found = clean_labels(str(path), Storage(), (), LabelRules())
+    assert found.rows["uri"].to_pylist() == [str(tmp_path / "videos/2.mp4")]
+    assert [(item.row, item.reason) for item in found.report.objections] == [(2, "web_address"), (4, "minor")]
