@@ -63,6 +63,10 @@ bench-plan: setup  ## the measured claims: plans of 100 thousand to 10 million v
 bench-dataset: setup  ## the measured claims: finishing a dataset of 10 thousand and 100 thousand crops
 	$(PY) -m benchmarks.dataset $(ARGS)
 
+.PHONY: bench-noise
+bench-noise: setup  ## the measured claims: planted wrong labels that a review finds (ARGS='--dataset runs/fs2k')
+	$(PY) -m benchmarks.label_noise $(ARGS)
+
 .venv-bench/.done: requirements.lock requirements-bench.lock
 	@test -x .venv-bench/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-bench
 	$(UV) pip sync --quiet --require-hashes --python .venv-bench/bin/python requirements.lock requirements-bench.lock

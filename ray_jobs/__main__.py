@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 VERBS = {
     "ingest": "Fetch the videos of a label table or a list of addresses into storage.",
     "prepare": "Build a crops dataset from labelled videos or from FS2K's folder.",
+    "review": "List the labels of a dataset that are most likely wrong, with pictures.",
     "train": "Train a scorer on a crops dataset and register it.",
     "promote": "Point the champion alias at a registered version.",
     "plan": "Show what scoring a catalog would do, without doing it.",

@@ -17,6 +17,9 @@ def prepare(
     videos: Annotated[
         str | None, typer.Option(help="The --into of an ingest: where the videos of web addresses lie.")
     ] = None,
+    exclude: Annotated[
+        str | None, typer.Option(help="The review.csv of a review, with verdicts: labels found wrong are left out.")
+    ] = None,
     fs2k: Annotated[Path | None, typer.Option(help="FS2K's folder: anno_train.json, photo/, sketch/.")] = None,
     modality: Annotated[Literal["photo", "sketch", "both"], typer.Option(help="Which side of FS2K.")] = "photo",
     task: Annotated[list[str] | None, typer.Option(help="Keep this task's labels; repeat. Default: all found.")] = None,
@@ -44,6 +47,7 @@ def prepare(
             out=out,
             labels=labels,
             videos=videos,
+            exclude=exclude,
             fs2k=fs2k,
             modality=modality,
             tasks=tuple(task or ()),

@@ -29,6 +29,7 @@ from ray_jobs.ingesting.state import ingested
 from ray_jobs.labels.cleaning import CleanLabels, clean_labels, in_storage
 from ray_jobs.labels.removal import RemovalReport
 from ray_jobs.labels.rules import LabelRules
+from ray_jobs.labels.verdicts import read_verdicts, without_wrong_labels
 from ray_jobs.reports.dataset import dataset_card
 from ray_jobs.splits import SplitBy, split_of
 from ray_jobs.stages.encode import CROP_FIELDS, encode_stage
@@ -46,6 +47,7 @@ class PrepareConfig:
     out: str
     labels: str | None = None
     videos: str | None = None  # where `ingest` has put the videos of web addresses
+    exclude: str | None = None  # a review's verdicts
     fs2k: Path | None = None
     modality: Modality = "photo"
     tasks: tuple[str, ...] = ()
@@ -72,6 +74,9 @@ def run_prepare(config: PrepareConfig, settings: Settings) -> DatasetManifest:
     if config.fs2k is not None:  # a face photo, whatever else the detector takes for a face
         rules = rules.model_copy(update={"one_person": False})
     labels = list({name: None for task in source.tasks for name in get_task(task).label_columns})
+    if config.exclude is not None:
+        wrong = read_verdicts(config.exclude, storage, labels)
+        rows = without_wrong_labels(rows, wrong, labels, source.report)
     staging = Staging(config.out, storage, _made_of(config, rows))
     _extract(config, settings, rows, staging, labels)
     finished = finish(staging, config.out, storage, labels, crop_size=config.face_policy.crop_size, rules=rules)

@@ -14,6 +14,7 @@ from infra.errors import UserError
 from infra.storage import Storage
 from ray_jobs.crops.dataset import DatasetManifest, DatasetRules, read_manifest
 from ray_jobs.preparing import PrepareConfig, run_prepare
+from ray_jobs.reviewing import ReviewConfig, run_review
 from ray_jobs.splits import SplitBy
 from ray_jobs.stages.pipeline import Resources
 from tests.integration.conftest import FACE_POLICY, FRAME_POLICY, World
@@ -128,3 +129,39 @@ def test_a_run_that_broke_off_goes_on(
     monkeypatch.setattr(ray_jobs.preparing, "arriving", counting)
     assert prepare(world, spreadsheet, tmp_path) == prepared[1]
     assert 0 < sum(asked) < prepared[1].num_videos
+
+
+def test_a_review_lists_doubtful_labels_and_its_verdicts_leave_them_out(
+    world: World, spreadsheet: str, prepared: tuple[Path, DatasetManifest], tmp_path: Path
+) -> None:
+    out, manifest = prepared
+    (reviewed,) = run_review(ReviewConfig(dataset=str(out), out=str(tmp_path)), world.settings)
+    assert (reviewed.label, reviewed.problem) == ("score", "")
+    videos = {row["video_id"] for part in out.glob("*.parquet") for row in pq.read_table(part).to_pylist()}
+    assert reviewed.num_items == len(videos)
+    page = (tmp_path / "review.html").read_text()
+    assert page.count("<li data-row=") == len(reviewed.doubtful)
+    assert all(1 <= len(item.pictures) <= 3 for item in reviewed.doubtful)
+    header, *rows = (tmp_path / "review.csv").read_text().splitlines()
+    assert len(rows) == len(reviewed.doubtful)
+    video = min(videos)
+    (tmp_path / "review.csv").write_text(f"{header}\nscore,{video},,70,90,1,wrong\n")
+    config = PrepareConfig(
+        out=str(tmp_path / "again"),
+        labels=spreadsheet,
+        exclude=str(tmp_path / "review.csv"),
+        split_by="image",
+        frame_policy=FRAME_POLICY,
+        face_policy=FACE_POLICY,
+        rules=DatasetRules(near_duplicate_bits=None),
+    )
+    again = run_prepare(config, world.settings)
+    assert again.num_videos == manifest.num_videos - 1
+    assert again.num_rows == again.num_videos + again.num_rows_removed
+    assert {cost.reason: cost.num_rows for cost in again.removed_rows}["excluded_by_review"] == 1
+    left = {
+        row["video_id"] for part in (tmp_path / "again").glob("*.parquet") for row in pq.read_table(part).to_pylist()
+    }
+    assert left == videos - {video}
+    with pytest.raises(UserError, match="--label hair: the dataset has score"):
+        run_review(ReviewConfig(dataset=str(out), out=str(tmp_path), labels=("hair",)), world.settings)
