@@ -64,13 +64,27 @@ def to_input(crops: Crops, config: InputConfig) -> torch.Tensor:
 
 
 def to_training_input(
-    crops: Crops, config: InputConfig, augmentation: AugmentConfig, generator: torch.Generator
+    crops: Crops,
+    config: InputConfig,
+    augmentation: AugmentConfig,
+    generator: torch.Generator,
+    *,
+    num_images: int | None = None,
+    part: slice = slice(None),
 ) -> torch.Tensor:
-    """Like ``to_input``, with every crop varied at random between resizing and normalising."""
-    return _normalised(augment(_resized(crops, config.size), augmentation, generator), config)
+    """Like ``to_input``, with every crop varied at random before normalising; for the arguments see `augment`."""
+    images = _resized(crops, config.size)
+    return _normalised(augment(images, augmentation, generator, num_images=num_images, part=part), config)
 
 
-def augment(images: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
+def augment(
+    images: torch.Tensor,
+    config: AugmentConfig,
+    generator: torch.Generator,
+    *,
+    num_images: int | None = None,
+    part: slice = slice(None),
+) -> torch.Tensor:
     """Images float32[n, 3, H, W] in 0-1, each varied by its own random draw; same shape, range and device.
 
     Not ``torchvision.transforms.v2``: its transforms draw once for a whole batch, and from the global generator only,
@@ -80,11 +94,13 @@ def augment(images: torch.Tensor, config: AugmentConfig, generator: torch.Genera
         images: The batch.
         config: The largest changes.
         generator: On the CPU, whatever the images' device, so that every device sees the same draws.
+        num_images: Images of the whole batch, of which these are a part; None: these are all.
+        part: Which of them these are. An image's draws do not depend on how a batch is shared among workers.
     """
-    num_images = len(images)
+    num_drawn = len(images) if num_images is None else num_images
 
     def uniform(low: float, high: float) -> torch.Tensor:
-        return torch.rand(num_images, generator=generator) * (high - low) + low
+        return (torch.rand(num_drawn, generator=generator) * (high - low) + low)[part]
 
     # Every number is drawn on every call, used or not: a changed option leaves the other draws as they were.
     mirrored = uniform(0, 1) < config.flip

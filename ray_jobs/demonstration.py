@@ -26,6 +26,7 @@ from ray_jobs.reports.scores import Section
 from ray_jobs.score_config import ScoreConfig
 from ray_jobs.scoring import print_result, run_score
 from ray_jobs.training.config import TrainConfig
+from ray_jobs.training.recipe import resolve_recipe
 from ray_jobs.training.run import print_result as print_training
 from ray_jobs.training.run import run_train
 
@@ -120,13 +121,8 @@ def _train_config(task: str, dataset: str, folder: Path, seed: int) -> TrainConf
         dataset=dataset,
         name=task,
         storage=str(folder / "train"),
-        backbone="resnet18",
-        input_size=48,
-        epochs=EPOCHS[task],
-        batch_size=16,  # of each of two workers
-        learning_rate=1e-3,
+        recipe=resolve_recipe("demo", {"epochs": EPOCHS[task], "seed": seed}),
         num_workers=2,
-        seed=seed,
     )
 
 

@@ -1,6 +1,6 @@
 """Command-line options that several verbs share, and how they become values."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -72,3 +72,40 @@ def content_by(value: str) -> Literal["etag", "sha256"]:
 def cluster_section(num_cpus: int | None) -> dict[str, dict[str, int]]:
     """The settings that ``--num-cpus`` overrides."""
     return {} if num_cpus is None else {"cluster": {"num_cpus": num_cpus}}
+
+
+def fields(items: list[str] | None) -> dict[str, Any]:
+    """Fields of a recipe from ``--set FIELD=VALUE``; a dot reaches into a section (augmentation.flip=0).
+
+    Raises:
+        UserError: An item is no ``FIELD=VALUE``.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    for item in items or []:
+        name, separator, text = item.partition("=")
+        if not separator or not name:
+            raise UserError(f"--set {item}: give FIELD=VALUE, for example ema=0.99")
+        *sections, field = name.split(".")
+        inner = found
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[field] = yaml.safe_load(text)
+    return found
+
+
+def workers(text: str) -> tuple[int | None, int]:
+    """Least (None: the same) and most workers, of ``4`` or ``2:8``.
+
+    Raises:
+        UserError: It is neither.
+    """
+    least, separator, most = text.partition(":")
+    if not (least.isdigit() and (most.isdigit() or not separator)) or int(least) < 1:
+        raise UserError(f"--workers {text}: give a number, or LEAST:MOST (2:8)")
+    if not separator:
+        return None, int(least)
+    if int(most) < int(least):
+        raise UserError(f"--workers {text}: the least is more than the most")
+    return int(least), int(most)

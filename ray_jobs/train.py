@@ -17,21 +17,32 @@ def train(
     name: Annotated[
         str | None, typer.Option(help="Name of the run; the same name resumes. Default: task and time.")
     ] = None,
-    backbone: Annotated[str, typer.Option(help="torchvision's name of the backbone.")] = "resnet18",
-    weights: Annotated[str, typer.Option(help="Starting weights: none, imagenet, or a .safetensors file.")] = "none",
-    input_size: Annotated[int, typer.Option(min=16, help="Side of the network input, pixels.")] = 224,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training split.")] = 20,
-    batch_size: Annotated[int, typer.Option(min=1, help="Crops per step and worker.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    dropout: Annotated[float, typer.Option(help="Dropout before the last layer.")] = 0.0,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Named recipe, or a .yaml file of recipe fields (see docs/training.md). Default: plain."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field of the recipe; repeat. Value as in YAML."),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="torchvision's name of the backbone.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Starting weights: none, imagenet, a .safetensors file, or a scorer (champion).")
+    ] = None,
+    input_size: Annotated[int | None, typer.Option(min=16, help="Side of the network input, pixels.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training split.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Crops per step, over all workers.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     per_class: Annotated[
         int | None,
         typer.Option(min=1, help="Crops of each class in an epoch, repeated or left out. Default: all, as they are."),
     ] = None,
     balance_by: Annotated[str | None, typer.Option(help="With --per-class: the label whose classes are meant.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Training workers.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation.")] = None,
+    workers: Annotated[
+        str, typer.Option(help="Training workers: a number, or LEAST:MOST as the cluster has them.")
+    ] = "1",
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU per worker.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     promote: Annotated[bool, typer.Option("--promote", help="Make the new version the champion at once.")] = False,
     num_cpus: options.NumCpus = None,
     config: options.Config = None,
@@ -43,26 +54,32 @@ def train(
     from models.tasks.base import get_task
     from ray_jobs.console import console
     from ray_jobs.training.config import TrainConfig
+    from ray_jobs.training.recipe import resolve_recipe
     from ray_jobs.training.run import print_result, run_train
 
     settings = load_settings(config, **options.cluster_section(num_cpus))
+    given = {
+        "backbone": backbone,
+        "weights": weights,
+        "input_size": input_size,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "per_class": per_class,
+        "balance_by": balance_by,
+        "seed": seed,
+    }
+    overrides = options.fields(set_) | {field: value for field, value in given.items() if value is not None}
+    least, most = options.workers(workers)
     run = TrainConfig(
         task=get_task(task).name,
         dataset=dataset,
         name=name or f"{task}-{datetime.now(UTC):%Y%m%dT%H%M%S}",
         storage=storage,
-        backbone=backbone,
-        weights=weights,
-        input_size=input_size,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        dropout=dropout,
-        per_class=per_class,
-        balance_by=balance_by,
-        num_workers=workers,
+        recipe=resolve_recipe(recipe, overrides),
+        num_workers=most,
+        min_workers=least,
         use_gpu=gpu,
-        seed=seed,
     )
     result = run_train(run, settings)
     print_result(result)

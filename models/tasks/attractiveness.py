@@ -67,19 +67,42 @@ class Attractiveness(Task):
     higher_is_better = False
 
     @override
-    def loss(self, logits: Mapping[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-        """Label distribution plus expectation: near misses cost little, so every image teaches its neighbours too.
+    def loss(
+        self,
+        logits: Mapping[str, torch.Tensor],
+        targets: torch.Tensor,
+        *,
+        kind: str = "default",
+        label_smoothing: float = 0.0,
+    ) -> torch.Tensor:
+        """``label_distribution`` (default), ``cross_entropy``, or ``mean_variance``.
 
-        Gao, Zhou, Wu, Geng, "Age Estimation Using Expectation of Label Distribution Learning", 2018, eq. 2 and 4: the
+        Label distribution plus expectation: near misses cost little, so every image teaches its neighbours too. Gao,
+        Zhou, Wu, Geng, "Age Estimation Using Expectation of Label Distribution Learning", 2018, eq. 2 and 4: the
         cross-entropy with a Gaussian around the label, plus the absolute error of the expectation, in points.
+
+        Mean-variance: Pan, Han, Shan, Chen, "Mean-Variance Loss for Deep Age Estimation from a Face", 2018, eq. 6: the
+        cross-entropy, plus 0.2 of half the squared error of the expectation, plus 0.05 of the distribution's variance.
         """
         known = targets[:, 0] != MISSING
         scores = torch.arange(LOWEST, HIGHEST + 1, device=targets.device, dtype=torch.float32)
-        truth = (targets[:, 0].clamp(min=0) + LOWEST).float()
-        gaussian = torch.softmax(-0.5 * ((scores - truth[:, None]) / LABEL_STD) ** 2, dim=1)
+        index = targets[:, 0].clamp(min=0)
+        truth = (index + LOWEST).float()
         log_p = F.log_softmax(logits["score"].float(), dim=1)
-        error = (log_p.exp() @ scores - truth).abs()
-        per_row = -(gaussian * log_p).sum(dim=1) + error
+        p = log_p.exp()
+        mean = p @ scores
+        if kind in ("default", "label_distribution"):
+            gaussian = torch.softmax(-0.5 * ((scores - truth[:, None]) / LABEL_STD) ** 2, dim=1)
+            per_row = -(gaussian * log_p).sum(dim=1) + (mean - truth).abs()
+        else:
+            per_row = F.nll_loss(log_p, index, reduction="none")
+            if label_smoothing:
+                per_row = (1 - label_smoothing) * per_row - label_smoothing * log_p.mean(dim=1)
+            if kind == "mean_variance":
+                variance = (p * (scores - mean[:, None]) ** 2).sum(dim=1)
+                per_row = per_row + 0.2 * 0.5 * (mean - truth) ** 2 + 0.05 * variance
+            elif kind != "cross_entropy":
+                raise UserError(f"{self.name} has no loss {kind!r}: label_distribution, cross_entropy, mean_variance")
         return (per_row * known).sum() / known.sum().clamp(min=1)
 
     @override

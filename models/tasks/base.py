@@ -127,17 +127,37 @@ class Task(ABC):
             raise UserError(f"label columns differ in length: {lengths}")
         return np.stack([head.encode(lists[head.name]) for head in self.heads], axis=1)
 
-    def loss(self, logits: Mapping[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self,
+        logits: Mapping[str, torch.Tensor],
+        targets: torch.Tensor,
+        *,
+        kind: str = "default",
+        label_smoothing: float = 0.0,
+    ) -> torch.Tensor:
         """Mean over the heads of the cross-entropy over the rows whose label is known; a scalar.
 
         Args:
             logits: Head name -> float[n, C].
             targets: int64[n, H] on the same device. A head without a known label in the batch adds 0.
+            kind: Which of the task's losses; ``default`` and ``cross_entropy`` are the same here.
+            label_smoothing: What the labels give to all classes alike, 0 to 1.
+
+        Raises:
+            UserError: The task has no such loss.
         """
+        if kind not in ("default", "cross_entropy"):
+            raise UserError(f"{self.name} has no loss {kind!r}: cross_entropy")
         losses = []
         for column, head in enumerate(self.heads):
             target = targets[:, column]
-            total = F.cross_entropy(logits[head.name].float(), target, ignore_index=MISSING, reduction="sum")
+            total = F.cross_entropy(
+                logits[head.name].float(),
+                target,
+                ignore_index=MISSING,
+                reduction="sum",
+                label_smoothing=label_smoothing,
+            )
             losses.append(total / (target != MISSING).sum().clamp(min=1))
         return torch.stack(losses).mean()
 

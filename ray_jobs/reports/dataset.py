@@ -14,6 +14,7 @@ from ray_jobs.crops.dataset import DatasetManifest, decode_crop, part_uris
 from ray_jobs.reports import plots
 from ray_jobs.reports.facts import Bin
 from ray_jobs.reports.page import environment
+from ray_jobs.training.balance import Balance
 
 PICTURE_PX = 96
 PICTURES_OF_CLASS = 6
@@ -32,13 +33,14 @@ class Label:
     faces: list[tuple[str, list[str]]]  # class, addresses of pictures
 
 
-def dataset_card(root: str, manifest: DatasetManifest, storage: Storage) -> str:
+def dataset_card(root: str, manifest: DatasetManifest, storage: Storage, balance: Balance | None = None) -> str:
     """The card as HTML.
 
     Args:
         root: The dataset's folder.
         manifest: Its manifest.
         storage: Where it lies: sample faces are read from the training split.
+        balance: Of the training run that logs the card: what an epoch holds of each class.
     """
     heads = list({head.name: head for name in manifest.tasks for head in get_task(name).heads}.values())
     splits = [(name, manifest.splits[name]) for name in SPLITS if name in manifest.splits]
@@ -48,12 +50,13 @@ def dataset_card(root: str, manifest: DatasetManifest, storage: Storage) -> str:
         .render(
             manifest=manifest,
             splits=splits,
-            labels=[_label(head, root, manifest, storage) for head in heads],
+            labels=[_label(head, root, manifest, storage, balance) for head in heads],
+            balance=balance,
         )
     )
 
 
-def _label(head: Head, root: str, manifest: DatasetManifest, storage: Storage) -> Label:
+def _label(head: Head, root: str, manifest: DatasetManifest, storage: Storage, balance: Balance | None) -> Label:
     before = [manifest.classes_before.get(head.name, {})] if manifest.classes_before else []
     columns = before + [manifest.splits[name].classes[head.name] for name in SPLITS if name in manifest.splits]
     names = [str(value).lower() for value in head.classes]
@@ -63,6 +66,11 @@ def _label(head: Head, root: str, manifest: DatasetManifest, storage: Storage) -
         if before:
             bars.append(_bars(head, before[0], "Rows of the label table, before any was removed", "rows"))
         bars.append(_bars(head, manifest.splits["train"].classes[head.name], "Crops of the training split", "crops"))
+    if balance is not None and balance.label == head.name:
+        balanced = dict.fromkeys(balance.class_counts, balance.per_class)
+        columns.append(balanced)
+        if is_scale:
+            bars.append(_bars(head, balanced, "Crops of an epoch, balanced by this training run", "crops"))
     return Label(
         head.name,
         [(name, [column.get(name, 0) for column in columns]) for name in names if any(name in c for c in columns)],

@@ -1,8 +1,10 @@
-"""What every training worker runs: a plain PyTorch loop, a checkpoint an epoch, metrics over all validation rows."""
+"""What every training worker runs: a plain PyTorch loop that goes on from the last checkpoint, at any step."""
 
+import contextlib
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,145 +12,300 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import nn
 
 from infra.storage import Storage
 from models.network import Network, build_network
-from models.tasks.base import Task, get_task
+from models.tasks.base import get_task
 from models.transforms import InputConfig, to_input, to_training_input
-from ray_jobs.training.config import TrainConfig, WorkerConfig
-from ray_jobs.training.reader import BalancedReader, Batch, TrainReader, read_validation
+from ray_jobs.training.checkpoint import BEST, LAST, Checkpoints
+from ray_jobs.training.config import WorkerConfig
+from ray_jobs.training.learning import (
+    make_average,
+    make_optimizer,
+    make_schedule,
+    memory_format,
+    mixup,
+    resolve_precision,
+)
+from ray_jobs.training.reader import Batch, CropReader, Pair, read_validation
+from ray_jobs.training.report_keys import STOPPED
+from ray_jobs.training.run_log import RunLog
 
-STATE_FILE = "state.pt"  # what resuming needs: network, optimizer, schedule, epoch
-VALIDATION_FILE = "validation.safetensors"  # logits and targets of the validation split: what calibration needs
+VALIDATION_BATCH = 256
+
+
+class CannotGoOn(Exception):
+    """Training again from the last checkpoint would end here again."""
 
 
 def train(worker: WorkerConfig) -> None:
-    """Train on this worker's shard; rank 0 saves checkpoints and logs to MLflow."""
-    config = worker.train
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    task = get_task(config.task)
-    precision = resolve_precision(config.precision, device)
-    if rank == 0:
-        _log_tag(worker, "precision", str(precision).removeprefix("torch."))
-    torch.manual_seed(config.seed)
+    """Train to the end of the recipe, from where the run's last checkpoint is; rank 0 saves and logs."""
+    try:
+        _Training(worker).run()
+    except CannotGoOn as error:
+        ray.train.report({STOPPED: str(error)})
 
-    reader = _reader(worker, task, rank=rank, world=world)
-    validation = read_validation(worker.validation_parts, Storage(worker.storage), task, rank=rank, world=world)
-    network = build_network(
-        config.backbone, task.heads, weights=config.weights, dropout=config.dropout, input_size=config.input_size
-    )
-    network = network.to(device).to(memory_format=memory_format(device, precision))
-    model = ray.train.torch.prepare_model(network)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=config.learning_rate, total_steps=config.epochs * reader.steps_per_epoch, pct_start=0.2
-    )
-    first_epoch = _resume(network, optimizer, schedule, device)
 
-    for epoch in range(first_epoch, config.epochs):
-        start = time.perf_counter()
-        loss = train_epoch(
-            model, reader, task, config, optimizer, schedule, device=device, precision=precision, epoch=epoch, rank=rank
+class _Training:
+    def __init__(self, worker: WorkerConfig) -> None:
+        context = ray.train.get_context()
+        self._worker, self._recipe = worker, worker.train.recipe
+        self._rank, self._world = context.get_world_rank(), context.get_world_size()
+        self._device = ray.train.torch.get_device()
+        self._precision = resolve_precision(self._recipe.precision, self._device)
+        self._format = memory_format(self._device, self._precision)
+        self._task = get_task(worker.train.task)
+        self._loss = partial(self._task.loss, kind=self._recipe.loss, label_smoothing=self._recipe.label_smoothing)
+        storage = Storage(worker.storage)
+        self._checkpoints = Checkpoints(worker.train.storage, worker.train.name, storage)
+        self._reader = CropReader(
+            worker.train_parts,
+            storage,
+            self._task,
+            worker.balance,
+            batch_size=self._recipe.batch_size,
+            rank=self._rank,
+            world=self._world,
+            seed=self._recipe.seed,
+            resident=_train_bytes(worker) <= worker.train.resident_bytes,
         )
-        train_s = time.perf_counter() - start
-        logits, targets = validate(network, validation, config, device=device, rank=rank, world=world)
-        metrics = task.metrics({name: values.softmax(1).numpy() for name, values in logits.items()}, targets.numpy())
-        metrics |= {
-            "loss": loss,
-            "epoch": epoch,
-            "learning_rate": float(schedule.get_last_lr()[0]),
-            "train_crops_per_s": world * reader.steps_per_epoch * config.batch_size / train_s,
+        self._validation = read_validation(
+            worker.validation_parts, storage, self._task, rank=self._rank, world=self._world
+        )
+        torch.manual_seed(self._recipe.seed)
+        with local_weights(self._recipe.weights, storage) as weights:
+            network = build_network(
+                self._recipe.backbone,
+                self._task.heads,
+                weights=weights,
+                dropout=self._recipe.dropout,
+                input_size=self._recipe.input_size,
+            )
+        self._network: Network = network.to(self._device).to(memory_format=self._format)
+        self._optimizer = make_optimizer(self._network, self._recipe)
+        self._schedule = make_schedule(self._optimizer, self._recipe, self._reader.steps_per_epoch)
+        self._average = make_average(self._network, self._recipe)
+        self._epoch, self._step = 0, 0  # the next step to make
+        self._best: float | None = None
+        self._best_epoch = -1
+        self._resume()
+        self._model: nn.Module = ray.train.torch.prepare_model(self._network)
+        if self._recipe.compile:
+            self._model = torch.compile(self._model)  # type: ignore[assignment]
+        self._log = RunLog(worker) if self._rank == 0 else None
+        if self._log is not None:
+            self._log.tag("precision", str(self._precision).removeprefix("torch."))
+
+    def run(self) -> None:
+        """All epochs that are left."""
+        with self._log or contextlib.nullcontext():
+            while self._epoch < self._recipe.epochs and not self._is_stale():
+                figures = self._train_epoch()
+                self._end_epoch(figures)
+
+    def _is_stale(self) -> bool:
+        patience = self._recipe.patience
+        return patience is not None and self._epoch - 1 - self._best_epoch >= patience and self._step == 0
+
+    def _train_epoch(self) -> dict[str, float]:
+        """The rest of the epoch."""
+        self._model.train()
+        losses: list[tuple[Batch, torch.Tensor]] = []
+        total, num_steps, num_crops, waited_s = 0.0, 0, 0, 0.0
+        start = mark = time.perf_counter()
+        for batch in self._reader.epoch(self._epoch, self._step):
+            waited_s += time.perf_counter() - mark
+            losses.append((batch, self._train_step(batch)))
+            num_crops += batch.num_rows
+            self._step = batch.step + 1
+            is_last = self._step == self._reader.steps_per_epoch
+            is_due = self._step % self._worker.train.checkpoint_every_steps == 0 and not is_last
+            if is_due or is_last or len(losses) == self._worker.train.log_every_steps:
+                mean = self._checked_mean(losses)
+                total, num_steps = total + mean * len(losses), num_steps + len(losses)
+                self._log_steps(mean)
+                losses.clear()
+            if is_due:
+                self._save_last()
+            mark = time.perf_counter()
+        elapsed_s = time.perf_counter() - start
+        return {
+            "loss": total / max(num_steps, 1),
+            "train_crops_per_s": num_crops / elapsed_s,
+            "reader_wait_share": waited_s / elapsed_s,
         }
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if rank == 0:
-                _save(Path(folder), network, optimizer, schedule, epoch, logits, targets)
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=checkpoint)
-        if rank == 0:
-            _log(worker, metrics, epoch)
 
-
-def _reader(worker: WorkerConfig, task: Task, *, rank: int, world: int) -> TrainReader | BalancedReader:
-    config, seed = worker.train, worker.train.seed + 1000 * rank
-    if worker.balance is not None:
-        storage, size = Storage(worker.storage), config.batch_size
-        return BalancedReader(
-            worker.train_parts, storage, task, worker.balance, batch_size=size, rank=rank, world=world, seed=seed
+    def _train_step(self, batch: Batch) -> torch.Tensor:
+        """One step of the optimizer; the loss of this worker's part of it."""
+        recipe = self._recipe
+        global_step = self._epoch * self._reader.steps_per_epoch + batch.step
+        # Every draw of a step follows from its number, so that a resumed run repeats it.
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + global_step)
+        torch.manual_seed(recipe.seed * 1_000_003 + global_step)  # dropout
+        images = to_training_input(
+            batch.crops.to(self._device, non_blocking=True),
+            self._worker.input,
+            recipe.augmentation,
+            generator,
+            num_images=batch.num_rows,
+            part=slice(self._rank, None, self._world),
         )
-    shard_rows = worker.num_train_rows // world
-    return TrainReader(
-        ray.train.get_dataset_shard("train"),
-        num_rows=shard_rows,
-        batch_size=config.batch_size,
-        resident=shard_rows * worker.crop_bytes <= config.resident_bytes,
-        seed=seed,
-    )
+        images, mixed = mixup(images, recipe.mixup, generator)
+        images = images.contiguous(memory_format=self._format)
+        targets = batch.targets.to(self._device, non_blocking=True)
+        self._optimizer.zero_grad(set_to_none=True)
+        # Gradients are averaged over workers: each counts by its share of the step's rows.
+        weight = len(targets) * self._world / batch.num_rows
+        total = torch.zeros((), device=self._device)
+        try:
+            for chosen in torch.arange(len(targets)).tensor_split(min(recipe.accumulate, len(targets))):
+                is_last = int(chosen[-1]) == len(targets) - 1
+                with self._autocast(), self._no_sync(is_last):
+                    loss = self._part_loss(images, targets, mixed, chosen) * (len(chosen) / len(targets))
+                    (loss * weight).backward()
+                total += loss.detach()
+        except torch.OutOfMemoryError as error:
+            raise CannotGoOn(
+                f"out of memory on {self._device} at epoch {self._epoch}, step {batch.step}, with {len(targets)} crops "
+                f"of {recipe.input_size} pixels on a worker: raise accumulate, or lower batch_size or input_size"
+            ) from error
+        nn.utils.clip_grad_norm_(self._network.parameters(), recipe.clip_norm)
+        self._optimizer.step()
+        self._schedule.step()
+        if self._average is not None:
+            self._average.update_parameters(self._network)
+        return total
+
+    def _part_loss(
+        self,
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        mixed: tuple[torch.Tensor, float] | None,
+        chosen: torch.Tensor,
+    ) -> torch.Tensor:
+        logits = self._model(images[chosen])
+        loss: Callable[..., torch.Tensor] = self._loss
+        if mixed is None:
+            return loss(logits, targets[chosen])
+        order, share = mixed
+        return share * loss(logits, targets[chosen]) + (1 - share) * loss(logits, targets[order][chosen])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=self._precision, enabled=self._precision != torch.float32)
+
+    def _no_sync(self, is_last: bool) -> Any:
+        """Gradients of the parts of a step travel once, with the last."""
+        no_sync = getattr(self._model, "no_sync", None)
+        return contextlib.nullcontext() if is_last or no_sync is None else no_sync()
+
+    def _checked_mean(self, losses: list[tuple[Batch, torch.Tensor]]) -> float:
+        """Mean loss; one look at the device for many steps.
+
+        Raises:
+            CannotGoOn: One is not finite.
+        """
+        values = torch.stack([loss for _, loss in losses]).cpu()
+        finite = torch.isfinite(values)
+        is_bad = torch.tensor(float(not finite.all()))
+        if self._world > 1:
+            is_bad = is_bad.to(self._device)
+            dist.all_reduce(is_bad)
+        if is_bad > 0:
+            batch = losses[int((~finite).nonzero()[0]) if not finite.all() else -1][0]
+            names = ", ".join(list(dict.fromkeys(self._reader.names(batch.rows)))[:5])
+            raise CannotGoOn(
+                f"the loss is not finite at epoch {self._epoch}, step {batch.step} (videos {names}, …): the last "
+                "checkpoint is kept; lower learning_rate, or use precision float32"
+            )
+        return float(values.mean())
+
+    def _end_epoch(self, figures: dict[str, float]) -> None:
+        logits, targets = validate(
+            self._validated(), self._validation, self._worker.input, device=self._device, world=self._world
+        )
+        probabilities = {name: values.softmax(1).numpy() for name, values in logits.items()}
+        metrics = self._task.metrics(probabilities, targets.numpy())
+        value, sign = metrics[self._task.best_metric], 1 if self._task.higher_is_better else -1
+        is_better = self._best is None or sign * value > sign * self._best
+        if is_better:
+            self._best, self._best_epoch = value, self._epoch
+        epoch = self._epoch
+        self._epoch, self._step = self._epoch + 1, 0
+        if self._log is not None:
+            if is_better:
+                state: dict[str, Any] = {
+                    "network": self._validated().state_dict(),
+                    "logits": logits,
+                    "targets": targets,
+                }
+                self._checkpoints.save(BEST, state | {"epoch": epoch})
+            self._log.epoch(metrics | figures, epoch)
+            self._save_last()
+        ray.train.report({**metrics, "loss": figures["loss"], "epoch": epoch})
+
+    def _validated(self) -> Network:
+        """The network that is validated and kept: the averaged one, where there is one."""
+        if self._average is None:
+            return self._network
+        assert isinstance(self._average.module, Network)
+        return self._average.module
+
+    def _log_steps(self, loss: float) -> None:
+        if self._log is not None:
+            step = self._epoch * self._reader.steps_per_epoch + self._step
+            self._log.steps({"train_loss": loss, "learning_rate": float(self._schedule.get_last_lr()[-1])}, step)
+
+    def _save_last(self) -> None:
+        if self._log is None:
+            return
+        self._log.flush()
+        self._checkpoints.save(
+            LAST,
+            {
+                "network": self._network.state_dict(),
+                "average": None if self._average is None else self._average.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "schedule": self._schedule.last_epoch,
+                "epoch": self._epoch,
+                "step": self._step,
+                "best": self._best,
+                "best_epoch": self._best_epoch,
+            },
+        )
+
+    def _resume(self) -> None:
+        state = self._checkpoints.load(LAST, self._device)
+        if state is None:
+            return
+        self._network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        self._schedule.last_epoch = state["schedule"]
+        self._epoch, self._step = state["epoch"], state["step"]
+        self._best, self._best_epoch = state["best"], state["best_epoch"]
 
 
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The type to compute in: ``auto`` is bfloat16 where the device computes it, else float32.
-
-    A CPU without bfloat16 instructions falls back to a convolution several times slower than float32's.
-    """
-    if precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))  # x86, ARM
-    return torch.bfloat16 if fast else torch.float32
+@contextlib.contextmanager
+def local_weights(weights: str, storage: Storage) -> Iterator[str]:
+    """Starting weights as `build_network` takes them: those of storage as a local file, for the moment of loading."""
+    if weights in ("none", "imagenet"):
+        yield weights
+        return
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+        file.write(storage.read_all(weights))
+        file.flush()
+        yield file.name
 
 
-def memory_format(device: torch.device, precision: torch.dtype) -> torch.memory_format:
-    """Channels last, except for float32 on a CPU, whose backward pass is slower with it."""
-    if device.type == "cpu" and precision == torch.float32:
-        return torch.contiguous_format
-    return torch.channels_last
-
-
-def train_epoch(
-    model: nn.Module,
-    reader: TrainReader | BalancedReader,
-    task: Task,
-    config: TrainConfig,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    *,
-    device: torch.device,
-    precision: torch.dtype,
-    epoch: int,
-    rank: int,
-) -> float:
-    """One pass over the shard; returns the mean loss."""
-    model.train()
-    input_config = InputConfig(size=config.input_size)
-    generator = torch.Generator().manual_seed(config.seed + 7919 * epoch + 104729 * rank)
-    total = torch.zeros((), device=device)
-    for crops, targets in reader.epoch(epoch):
-        images = to_training_input(crops.to(device), input_config, config.augmentation, generator)
-        images = images.contiguous(memory_format=memory_format(device, precision))
-        with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-            loss = task.loss(model(images), targets.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        total += loss.detach()
-    return float(total / reader.steps_per_epoch)
+def _train_bytes(worker: WorkerConfig) -> int:
+    return worker.num_train_rows * worker.crop_bytes
 
 
 @torch.inference_mode()
 def validate(
-    network: Network, rows: Batch, config: TrainConfig, *, device: torch.device, rank: int, world: int
+    network: Network, rows: Pair, input_config: InputConfig, *, device: torch.device, world: int
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Logits (head -> float[n, C]) and targets (int64[n, H]) of the whole validation split, on every worker.
 
@@ -156,71 +313,20 @@ def validate(
     """
     network.eval()
     crops, targets = rows
-    input_config = InputConfig(size=config.input_size)
-    batches = [network(to_input(batch.to(device), input_config)) for batch in crops.split(256)]
+    batches = [
+        network(to_input(batch.to(device), input_config)) for batch in crops.split(VALIDATION_BATCH) if len(batch)
+    ]
     logits = {head.name: torch.cat([b[head.name].float().cpu() for b in batches]) for head in network.heads if batches}
     if world == 1:
         return logits, targets
     gathered: list[Any] = [None] * world
     dist.all_gather_object(gathered, (logits, targets))
     with_rows = [part for part in gathered if len(part[1])]
+    # Row by row in turn, as the workers took them: the order does not depend on their number.
+    order = np.argsort(
+        np.concatenate([np.arange(len(part[1])) * world + rank for rank, part in enumerate(gathered)]), kind="stable"
+    )
     return (
-        {head.name: torch.cat([part[0][head.name] for part in with_rows]) for head in network.heads},
-        torch.cat([part[1] for part in with_rows]),
+        {head.name: torch.cat([part[0][head.name] for part in with_rows])[order] for head in network.heads},
+        torch.cat([part[1] for part in with_rows])[order],
     )
-
-
-def _resume(
-    network: Network,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    device: torch.device,
-) -> int:
-    """Load the last checkpoint of this run, if there is one; returns the epoch to go on with."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / STATE_FILE, map_location=device, weights_only=True)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return int(state["epoch"]) + 1
-
-
-def _save(
-    folder: Path,
-    network: Network,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    epoch: int,
-    logits: dict[str, torch.Tensor],
-    targets: torch.Tensor,
-) -> None:
-    state = {
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "epoch": epoch,
-    }
-    torch.save(state, folder / STATE_FILE)
-    save_file(
-        {f"logits.{name}": values for name, values in logits.items()} | {"targets": targets}, folder / VALIDATION_FILE
-    )
-
-
-def _log_tag(worker: WorkerConfig, name: str, value: str) -> None:
-    from infra.tracking import tracking_client
-
-    tracking_client(worker.tracking).set_tag(worker.mlflow_run_id, name, value)
-
-
-def _log(worker: WorkerConfig, metrics: dict[str, Any], epoch: int) -> None:
-    # Only rank 0 pays for importing MLflow.
-    from mlflow.entities import Metric
-
-    from infra.tracking import tracking_client
-
-    now_ms = int(time.time() * 1000)
-    values = [Metric(name, float(value), now_ms, epoch) for name, value in metrics.items() if np.isfinite(value)]
-    tracking_client(worker.tracking).log_batch(worker.mlflow_run_id, metrics=values)

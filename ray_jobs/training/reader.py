@@ -1,125 +1,214 @@
-"""Crops for training: a Ray Data shard, kept decoded in memory where it fits, else streamed anew each epoch."""
+"""Crops of a split for training and validation, straight from its Parquet parts: in memory, or window by window."""
 
-from collections.abc import Iterator
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 import torch
 
-from infra.errors import UserError
 from infra.storage import Storage
-from models.tasks.base import Task
+from models.tasks.base import Targets, Task
+from ray_jobs.crops.dataset import decode_crop
 from ray_jobs.training.balance import Balance
-from ray_jobs.training.source import decode
+from ray_jobs.training.order import EpochOrder, Window
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # crops uint8[n, S, S, 3], targets int64[n, H]
-
-
-class TrainReader:
-    """Batches of one worker's shard: every worker takes the same number of steps, since shards are equal in rows.
-
-    Kept in memory, an epoch is a fresh permutation of the shard. Streamed, it is the order of the files with blocks
-    shuffled, and what does not fill a batch is left out.
-    """
-
-    def __init__(
-        self, shard: ray.data.DataIterator, *, num_rows: int, batch_size: int, resident: bool, seed: int
-    ) -> None:
-        self.steps_per_epoch = max(1, num_rows // batch_size)
-        self._shard = shard
-        self._batch_size = min(batch_size, num_rows)
-        self._seed = seed
-        self._rows = _load_all(shard) if resident else None
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch; the same for the same seed, where the shard is kept in memory."""
-        if self._rows is not None:
-            crops, targets = self._rows
-            order = torch.randperm(len(crops), generator=torch.Generator().manual_seed(self._seed + epoch))
-            for step in range(self.steps_per_epoch):
-                chosen = order[step * self._batch_size : (step + 1) * self._batch_size]
-                yield crops[chosen], targets[chosen]
-            return
-        batches = self._shard.iter_torch_batches(batch_size=self._batch_size, drop_last=True, prefetch_batches=2)
-        for step, batch in enumerate(batches):
-            if step == self.steps_per_epoch:
-                break
-            yield batch["crop"], batch["targets"]
+DECODE_THREADS = 4  # Pillow decodes without Python's lock
+BATCHES_AHEAD = 4
+WINDOW_ROWS = 20_000  # encoded crops of a window: about 400 MB, of which two are held
+Pair = tuple[torch.Tensor, torch.Tensor]  # crops uint8[n, S, S, 3], targets int64[n, H]
 
 
-class BalancedReader:
-    """Batches of one worker's part of a balanced epoch, from crops in memory.
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """This worker's part of a step: rows ``rank``, ``rank + world``, … of it."""
 
-    Over all workers an epoch holds each class exactly ``per_class`` times. Workers take the same number of steps, so
-    a batch may have a crop more or less than the batch size.
+    step: int
+    rows: npt.NDArray[np.int64]  # numbers of this part's rows in the split
+    num_rows: int  # of the whole step, over all workers
+    crops: torch.Tensor  # uint8[n, S, S, 3]
+    targets: torch.Tensor  # int64[n, H]
+
+
+class CropReader:
+    """The batches of each epoch for one worker; every worker takes the same steps, and its own rows of each.
+
+    Args:
+        parts: Parquet files of the split.
+        storage: Where they lie.
+        task: Whose labels are read.
+        balance: Copies by class; None: every crop once.
+        batch_size: Rows of a step, over all workers.
+        rank: Number of this worker.
+        world: Number of workers.
+        seed: Of the order.
+        resident: Keep all crops decoded in memory, instead of reading them anew in each epoch.
     """
 
     def __init__(
         self,
-        parts: list[str],
+        parts: Sequence[str],
         storage: Storage,
         task: Task,
-        balance: Balance,
+        balance: Balance | None,
         *,
         batch_size: int,
         rank: int,
         world: int,
         seed: int,
+        resident: bool,
+        window_rows: int = WINDOW_ROWS,
     ) -> None:
-        table = read_rows(parts, storage, [*task.label_columns, f"rank_{balance.label}"], rank=rank, world=world)
-        self._crops, self._targets = _decoded(table, task)
-        labels, ranks = (table[name].to_pylist() for name in (balance.label, f"rank_{balance.label}"))
-        self._ranked = list(zip(labels, ranks, strict=True))
-        self._balance, self._seed = balance, seed
-        total = balance.per_class * len(balance.class_counts)
-        self.steps_per_epoch = max(1, total // (world * batch_size))
+        self._files = _Files(parts, storage)
+        self._rank, self._world, self._balance = rank, world, balance
+        columns = list(task.label_columns) + ([f"rank_{balance.label}"] if balance is not None else [])
+        table = self._files.read(columns)
+        self._targets = torch.from_numpy(_targets(table, task))
+        if balance is not None:
+            labels, ranks = table[balance.label].to_pylist(), table[f"rank_{balance.label}"].to_pylist()
+            self._ranked = list(zip(labels, ranks, strict=True))
+        self._order = EpochOrder(
+            self._files.group_sizes, batch_size=batch_size, seed=seed, window_rows=None if resident else window_rows
+        )
+        self._crops = torch.from_numpy(_decoded(self._files.crops())) if resident else None
+        self.steps_per_epoch = self._order.num_steps(
+            len(self._targets) if balance is None else balance.per_class * len(balance.class_counts)
+        )
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch; the same for the same seed.
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from ``first_step`` on; the same for the same seed."""
+        windows = self._order.windows(epoch, self._copies(epoch), first_step)
+        if self._crops is not None:
+            for step, rows in enumerate((rows for window in windows for rows in window.batches), start=first_step):
+                own = rows[self._rank :: self._world]
+                yield Batch(step, own, len(rows), self._crops[own], self._targets[own])
+            return
+        yield from _ahead(self._streamed(windows, first_step))
 
-        Raises:
-            UserError: This worker has fewer crops than there are steps.
-        """
-        copies = torch.tensor([self._balance.copies(label, rank, epoch) for label, rank in self._ranked])
-        rows = torch.arange(len(copies)).repeat_interleave(copies)
-        if len(rows) < self.steps_per_epoch:
-            raise UserError(
-                f"a worker has {len(rows)} crops for {self.steps_per_epoch} steps of a balanced epoch: "
-                "use fewer workers, or a larger batch"
-            )
-        order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._seed + epoch))]
-        for chosen in order.tensor_split(self.steps_per_epoch):
-            yield self._crops[chosen], self._targets[chosen]
+    def names(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """Videos of these rows, for a message."""
+        return [str(name) for name in self._files.read(["video_id"])["video_id"].take(pa.array(rows)).to_pylist()]
+
+    def _copies(self, epoch: int) -> npt.NDArray[np.int64] | None:
+        if self._balance is None:
+            return None
+        balance = self._balance
+        return np.asarray([balance.copies(label, rank, epoch) for label, rank in self._ranked], dtype=np.int64)
+
+    def _streamed(self, windows: Sequence[Window], step: int) -> Iterator[Batch]:
+        with ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(DECODE_THREADS) as decoders:
+            waiting = [loader.submit(self._files.encoded, windows[0].groups)] if windows else []
+            for index, window in enumerate(windows):
+                encoded = waiting.pop(0).result()
+                if index + 1 < len(windows):
+                    waiting.append(loader.submit(self._files.encoded, windows[index + 1].groups))
+                for rows in window.batches:
+                    own = rows[self._rank :: self._world]
+                    crops = np.stack(list(decoders.map(decode_crop, [encoded[row] for row in own.tolist()])))
+                    yield Batch(step, own, len(rows), torch.from_numpy(crops), self._targets[own])
+                    step += 1
 
 
-def read_validation(parts: list[str], storage: Storage, task: Task, *, rank: int, world: int) -> Batch:
+def read_validation(parts: Sequence[str], storage: Storage, task: Task, *, rank: int, world: int) -> Pair:
     """Rows rank, rank + world, … of the parts, in order."""
-    return _decoded(read_rows(parts, storage, list(task.label_columns), rank=rank, world=world), task)
+    files = _Files(parts, storage)
+    table = files.read(list(task.label_columns))
+    rows = np.arange(rank, table.num_rows, world)
+    targets = _targets(table, task)
+    return torch.from_numpy(_decoded(files.crops(rows))), torch.from_numpy(targets[rows])
 
 
-def read_rows(parts: list[str], storage: Storage, columns: list[str], *, rank: int, world: int) -> pa.Table:
-    """``crop`` and the columns of rows rank, rank + world, … of the parts, in order.
+class _Files:
+    """The row groups of some Parquet files, numbered through."""
 
-    Straight from the files: an equal split by Ray Data would drop what does not divide.
-    """
-    tables = []
-    for uri in parts:
-        filesystem, path = storage.arrow_filesystem(uri)
-        tables.append(pq.read_table(path, filesystem=filesystem, columns=["crop", *columns]))
-    table = pa.concat_tables(tables, promote_options="permissive")
-    return table.take(pa.array(range(rank, table.num_rows, world), type=pa.int64()))
+    def __init__(self, parts: Sequence[str], storage: Storage) -> None:
+        self._opened = [_open(storage.arrow_filesystem(uri)) for uri in parts]
+        self._groups = [(file, group) for file in self._opened for group in range(file.num_row_groups)]
+        self.group_sizes = [file.metadata.row_group(group).num_rows for file, group in self._groups]
+        self._starts = np.concatenate([[0], np.cumsum(self.group_sizes)]).astype(np.int64)
+
+    def read(self, columns: list[str]) -> pa.Table:
+        """Columns of all rows, in order."""
+        tables = [file.read(columns=columns) for file in self._opened]
+        return pa.concat_tables(tables, promote_options="permissive")
+
+    def crops(self, rows: npt.NDArray[np.int64] | None = None) -> list[bytes]:
+        """Encoded crops of these rows (all by default), in order."""
+        found: list[bytes] = []
+        for number, (file, group) in enumerate(self._groups):
+            column = file.read_row_group(group, columns=["crop"])["crop"]
+            if rows is not None:
+                inside = rows[(rows >= self._starts[number]) & (rows < self._starts[number + 1])]
+                column = column.take(pa.array(inside - self._starts[number]))
+            found.extend(column.to_pylist())
+        return found
+
+    def encoded(self, groups: Sequence[int]) -> dict[int, bytes]:
+        """Encoded crops of these row groups by the number of their row."""
+        found: dict[int, bytes] = {}
+        for number in groups:
+            file, group = self._groups[number]
+            crops = file.read_row_group(group, columns=["crop"])["crop"].to_pylist()
+            found.update(enumerate(crops, start=int(self._starts[number])))
+        return found
 
 
-def _decoded(table: pa.Table, task: Task) -> Batch:
-    names = ("crop", *task.label_columns)
-    decoded = decode({name: np.asarray(table[name].to_pylist(), dtype=object) for name in names}, task.name)
-    return torch.from_numpy(decoded["crop"]), torch.from_numpy(decoded["targets"])
+def _targets(table: pa.Table, task: Task) -> Targets:
+    return task.encode_labels({name: table[name].to_pylist() for name in task.label_columns})
 
 
-def _load_all(shard: ray.data.DataIterator) -> Batch:
-    batches = list(shard.iter_batches(batch_size=256, batch_format="numpy"))
-    crops = np.concatenate([batch["crop"] for batch in batches])
-    targets = np.concatenate([batch["targets"] for batch in batches])
-    return torch.from_numpy(crops), torch.from_numpy(targets)
+def _open(place: tuple[Any, str]) -> pq.ParquetFile:
+    filesystem, path = place
+    return pq.ParquetFile(filesystem.open_input_file(path))
+
+
+def _decoded(crops: Sequence[bytes]) -> npt.NDArray[np.uint8]:
+    if not crops:
+        return np.empty((0, 1, 1, 3), np.uint8)
+    first = decode_crop(crops[0])
+    found = np.empty((len(crops), *first.shape), np.uint8)
+    with ThreadPoolExecutor(DECODE_THREADS) as pool:
+        for row, crop in enumerate(pool.map(decode_crop, crops)):
+            found[row] = crop
+    return found
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, made in a thread of their own while earlier ones are used."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(BATCHES_AHEAD)
+    is_over = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> bool:
+        while not is_over.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def run() -> None:
+        try:
+            for batch in batches:
+                if not put(batch):
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=run, name="batches", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        is_over.set()
+        thread.join()

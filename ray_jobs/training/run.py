@@ -1,36 +1,38 @@
-"""A training run from the driver's side: data, workers, the best checkpoint, calibration, scorer, registration."""
+"""A training run from the driver's side: data, workers, the best epoch, calibration, scorer, registration."""
 
+import secrets
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-import ray.data
 import ray.train
 import ray.train.torch
-import torch
-from mlflow.entities import RunStatus
+from mlflow import MlflowClient
+from mlflow.entities import Param, RunStatus
+from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.table import Table
-from safetensors.torch import load_file
 
 from infra.errors import UserError
 from infra.settings import Settings, TrackingSettings
-from infra.storage import Storage, join
+from infra.storage import ObjectNotFound, Storage, join
 from infra.tracking import absolute_uri, experiment_id, tracking_client
 from models import registry
 from models.calibration import fit_calibration
 from models.network import build_network, check_backbone
-from models.scorer import ScorerManifest, TrainingSummary, load_scorer, save_scorer
+from models.scorer import WEIGHTS_FILE, ScorerManifest, TrainingSummary, load_scorer, save_scorer
 from models.tasks.base import Task, get_task
 from models.transforms import InputConfig
 from ray_jobs.cluster import connect
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import CARD, MANIFEST, DatasetManifest, part_uris, read_manifest, read_targets
+from ray_jobs.reports.dataset import dataset_card
 from ray_jobs.training.balance import Balance
+from ray_jobs.training.checkpoint import BEST, Checkpoints
 from ray_jobs.training.config import TrainConfig, WorkerConfig
-from ray_jobs.training.loop import STATE_FILE, VALIDATION_FILE
-from ray_jobs.training.source import crops_dataset
+from ray_jobs.training.recipe import Recipe
+from ray_jobs.training.report_keys import STOPPED
 from ray_jobs.training.worker import train_worker
 
 
@@ -47,11 +49,14 @@ class TrainResult:
 def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
     """Train, choose the best epoch by the task's metric, calibrate, save the scorer and register it.
 
+    A run that broke off goes on from its last checkpoint, in the same MLflow run, when it is repeated with the same
+    name and options; one that is finished gives its result again.
+
     Raises:
-        UserError: The dataset, backbone, weights or cluster are not usable; nothing was registered.
+        UserError: The dataset, recipe or cluster are not usable, or the training cannot go on; nothing was registered.
     """
     task = get_task(config.task)
-    check_backbone(config.backbone)
+    check_backbone(config.recipe.backbone)
     storage = Storage(settings.storage)
     # Workers run in directories of their own.
     config = config.model_copy(
@@ -60,34 +65,85 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
     dataset = read_manifest(config.dataset, storage)
     _check_dataset(config, task, dataset)
     balance = _balance(config, task, dataset)
-    resources = connect(settings.cluster)
-    needed = config.num_workers + 1
-    if resources.get("CPU", 0) < needed or resources.get("GPU", 0) < config.num_workers * config.use_gpu:
-        raise UserError(
-            f"{config.num_workers} workers need {needed} CPUs"
-            f"{f' and {config.num_workers} GPUs' if config.use_gpu else ''}, the cluster has "
-            f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs: lower --workers or add nodes"
-        )
     tracking = settings.tracking.model_copy(update={"uri": absolute_uri(settings.tracking.uri)})
     client = tracking_client(tracking)
-    run = client.create_run(experiment_id(client, tracking), run_name=config.name, tags={"task": task.name})
-    for name, value in config.model_dump(mode="json", exclude={"augmentation"}).items():
-        client.log_param(run.info.run_id, name, value)
-    client.log_param(run.info.run_id, "dataset_fingerprint", dataset.fingerprint)
-    for name in (CARD, MANIFEST):
-        client.log_text(run.info.run_id, storage.read_all(join(config.dataset, name)).decode(), f"dataset/{name}")
-    status = RunStatus.FAILED
-    try:
-        result = _fit(config, task, dataset, balance, storage, tracking, run.info.run_id)
-        with TemporaryDirectory(prefix="facereel-") as folder:
+    config = _with_starting_weights(config, task, client, storage)
+    with TemporaryDirectory(prefix="facereel-") as folder:
+        record = _open_record(config, storage)
+        if record.version is not None:
+            console.print(f"run {config.name} is finished; its result is version {record.version}", highlight=False)
+            return _earlier_result(client, task, record)
+        resources = connect(settings.cluster)
+        _check_resources(config, resources)
+        if record.mlflow_run_id is None:
+            run_id = _start_mlflow_run(client, tracking, config, task, dataset, balance, storage)
+            record = record.model_copy(update={"mlflow_run_id": run_id})
+            _write_record(config, record, storage)
+        assert record.mlflow_run_id is not None
+        run_id = record.mlflow_run_id
+        client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        status = RunStatus.FAILED
+        try:
+            _fit(config, task, dataset, balance, storage, tracking, run_id)
             directory = Path(folder) / "scorer"
-            manifest = _build_scorer(directory, config, task, dataset, result, storage)
-            version = registry.register(client, directory, run_id=run.info.run_id)
+            manifest = _build_scorer(directory, config, task, dataset, storage)
+            version = registry.register(client, directory, run_id=run_id)
             digest = load_scorer(directory).digest
-        status = RunStatus.FINISHED
-    finally:
-        client.set_terminated(run.info.run_id, RunStatus.to_string(status))
-    return TrainResult(str(version.version), digest, run.info.run_id, manifest)
+            _write_record(config, record.model_copy(update={"version": str(version.version)}), storage)
+            status = RunStatus.FINISHED
+        finally:
+            client.set_terminated(run_id, RunStatus.to_string(status))
+    return TrainResult(str(version.version), digest, run_id, manifest)
+
+
+class RunState(BaseModel):
+    """What lies at ``<storage>/<name>.json``: which run this is, and how far it came."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: TrainConfig
+    mlflow_run_id: str | None = None
+    version: str | None = None  # of the registered scorer, once there is one
+
+
+def _start_mlflow_run(
+    client: MlflowClient,
+    tracking: TrackingSettings,
+    config: TrainConfig,
+    task: Task,
+    dataset: DatasetManifest,
+    balance: Balance | None,
+    storage: Storage,
+) -> str:
+    tags = {"task": task.name, "code_version": code_version()}
+    run = client.create_run(experiment_id(client, tracking), run_name=config.name, tags=tags)
+    run_id = str(run.info.run_id)
+    params = config.recipe.flat() | config.model_dump(mode="json", include={"dataset", "num_workers", "use_gpu"})
+    params["dataset_fingerprint"] = dataset.fingerprint
+    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in params.items()])
+    client.log_text(run_id, storage.read_all(join(config.dataset, MANIFEST)).decode(), f"dataset/{MANIFEST}")
+    card = dataset_card(config.dataset, dataset, storage, balance)
+    client.log_text(run_id, card, f"dataset/{CARD}")
+    return run_id
+
+
+def _with_starting_weights(config: TrainConfig, task: Task, client: MlflowClient, storage: Storage) -> TrainConfig:
+    """The weights of a scorer in the registry as a file beside the checkpoints, where every worker finds them."""
+    weights = config.recipe.weights
+    if weights in ("none", "imagenet"):
+        return config
+    uri = storage.absolute(weights)
+    if not weights.endswith(".safetensors"):
+        uri = join(config.storage, config.name, "start.safetensors")
+        if not storage.exists(uri):  # a resumed run starts from what it started from, whoever is champion by now
+            found = registry.resolve(client, weights, task=task.name)
+            if found.scorer.manifest.backbone != config.recipe.backbone:
+                raise UserError(
+                    f"weights {weights} are of backbone {found.scorer.manifest.backbone}, the recipe has "
+                    f"{config.recipe.backbone}: give the same"
+                )
+            storage.put_file(uri, found.directory / WEIGHTS_FILE)
+    return config.model_copy(update={"recipe": config.recipe.model_copy(update={"weights": uri})})
 
 
 def _check_dataset(config: TrainConfig, task: Task, dataset: DatasetManifest) -> None:
@@ -96,8 +152,28 @@ def _check_dataset(config: TrainConfig, task: Task, dataset: DatasetManifest) ->
     for split in ("train", "val"):
         if not dataset.num_crops.get(split):
             raise UserError(f"{config.dataset} has no crop in the split {split!r}; it needs more videos or creators")
-    if dataset.num_crops["train"] < config.num_workers:
-        raise UserError(f"{config.dataset} has fewer training crops than there are workers ({config.num_workers})")
+    if config.recipe.batch_size < config.num_workers:
+        raise UserError(f"batch_size {config.recipe.batch_size} is less than a crop for each of {config.num_workers}")
+    if dataset.num_crops["train"] < config.recipe.batch_size:
+        raise UserError(
+            f"{config.dataset} has {dataset.num_crops['train']} training crops, fewer than a step takes "
+            f"(batch_size {config.recipe.batch_size}): lower it"
+        )
+    if (config.min_workers or 1) > config.num_workers:
+        raise UserError(f"at least {config.min_workers} and at most {config.num_workers} workers: give --workers 2:8")
+    for name in task.label_columns:
+        if not dataset.splits["train"].classes[name]:
+            raise UserError(f"{config.dataset} has no training crop with the label {name}")
+
+
+def _check_resources(config: TrainConfig, resources: dict[str, float]) -> None:
+    least = config.min_workers or config.num_workers
+    if resources.get("CPU", 0) < least + 1 or resources.get("GPU", 0) < least * config.use_gpu:
+        raise UserError(
+            f"{least} workers need {least + 1} CPUs"
+            f"{f' and {least} GPUs' if config.use_gpu else ''}, the cluster has "
+            f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs: lower --workers or add nodes"
+        )
 
 
 def _fit(
@@ -108,16 +184,10 @@ def _fit(
     storage: Storage,
     tracking: TrackingSettings,
     run_id: str,
-) -> ray.train.Result:
-    filesystem, root = storage.arrow_filesystem(config.storage)
-    _refuse_other_config(config, storage)
-
-    train_parts = part_uris(config.dataset, dataset, "train")
-    datasets: dict[str, ray.data.Dataset | Callable[[], ray.data.Dataset]] = {}
-    if balance is None:
-        parts = [storage.arrow_filesystem(uri) for uri in train_parts]
-        paths = [path for _, path in parts]
-        datasets["train"] = crops_dataset(paths, parts[0][0], task.name, tuple(task.label_columns))
+) -> None:
+    filesystem, root = storage.arrow_filesystem(join(config.storage, "_ray"))
+    # Ray's annotation leaves out the pair that its documentation and code take.
+    workers: Any = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={
@@ -126,67 +196,92 @@ def _fit(
                 tracking=tracking,
                 mlflow_run_id=run_id,
                 num_train_rows=dataset.num_crops["train"],
-                train_parts=train_parts,
+                train_parts=part_uris(config.dataset, dataset, "train"),
                 validation_parts=part_uris(config.dataset, dataset, "val"),
                 balance=balance,
                 storage=storage.settings,
-                crop_bytes=_crop_bytes(dataset),
+                input=input_config(config.recipe, dataset),
+                crop_bytes=3 * dataset.face_policy.crop_size**2,
             )
         },
-        scaling_config=ray.train.ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=config.use_gpu,
+        ),
         run_config=ray.train.RunConfig(
-            name=config.name,
+            # The checkpoints are our own: Ray's folder holds its bookkeeping alone, anew for each attempt.
+            name=f"{config.name}-{secrets.token_hex(4)}",
             storage_path=root,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=2,
-                checkpoint_score_attribute=task.best_metric,
-                checkpoint_score_order="max" if task.higher_is_better else "min",
-            ),
         ),
-        datasets=datasets,
     )
-    return trainer.fit()
+    result = trainer.fit()
+    if result.metrics and STOPPED in result.metrics:
+        raise UserError(f"run {config.name}: {result.metrics[STOPPED]}")
 
 
-def _crop_bytes(dataset: DatasetManifest) -> int:
-    return 3 * dataset.face_policy.crop_size**2
+def input_config(recipe: Recipe, dataset: DatasetManifest) -> InputConfig:
+    """Size and normalisation of the network's input."""
+    if recipe.normalise == "imagenet":
+        return InputConfig(size=recipe.input_size)
+    train = dataset.splits["train"]
+    std = train.std if recipe.normalise == "dataset" else (1.0, 1.0, 1.0)
+    return InputConfig(size=recipe.input_size, mean=train.mean, std=std)
 
 
 def _balance(config: TrainConfig, task: Task, dataset: DatasetManifest) -> Balance | None:
-    if config.per_class is None:
+    recipe = config.recipe
+    if recipe.per_class is None:
         return None
-    label = config.balance_by or (task.label_columns[0] if len(task.label_columns) == 1 else None)
+    label = recipe.balance_by or (task.label_columns[0] if len(task.label_columns) == 1 else None)
     if label not in task.label_columns:
         said = f"--balance-by {label} is none of them" if label else "say which one with --balance-by"
         raise UserError(f"{task.name} has the labels {', '.join(task.label_columns)}: {said}")
     counts = dataset.splits["train"].classes[label]
     if not counts:
         raise UserError(f"{config.dataset} has no crop with the label {label} in its training split")
-    if config.per_class * len(counts) < config.num_workers * config.batch_size:
+    if recipe.per_class * len(counts) < recipe.batch_size:
         raise UserError(
-            f"{config.per_class} crops of each of {len(counts)} classes are fewer than a step of {config.num_workers} "
-            f"workers takes ({config.num_workers} x {config.batch_size}): raise --per-class, or lower the batch size"
+            f"{recipe.per_class} crops of each of {len(counts)} classes are fewer than a step takes "
+            f"({recipe.batch_size}): raise --per-class, or lower the batch size"
         )
-    if dataset.num_crops["train"] * _crop_bytes(dataset) > config.resident_bytes * config.num_workers:
-        raise UserError(
-            f"a balanced epoch keeps its crops in memory, and {dataset.num_crops['train']:,} crops do not fit in "
-            f"{config.num_workers} workers of {config.resident_bytes / 1e9:.1f} GB: use more workers"
-        )
-    return Balance(label, config.per_class, counts)
+    return Balance(label, recipe.per_class, counts)
 
 
-def _refuse_other_config(config: TrainConfig, storage: Storage) -> None:
-    """A run of the same name resumes; with other options it would silently hand out the old run's weights."""
-    uri = join(config.storage, f"{config.name}.json")
-    resolved = config.model_dump_json(indent=2).encode()
-    if storage.exists(uri) and storage.read_all(uri) != resolved:
+def _record_uri(config: TrainConfig) -> str:
+    return join(config.storage, f"{config.name}.json")
+
+
+def _open_record(config: TrainConfig, storage: Storage) -> RunState:
+    """The run of this name; with other options it would silently hand out the old run's weights."""
+    try:
+        record = RunState.model_validate_json(storage.read_all(_record_uri(config)))
+    except ObjectNotFound:
+        return RunState(config=config)
+    except ValidationError as error:
+        raise UserError(
+            f"{_record_uri(config)} is no record of a run of this version: choose another --name"
+        ) from error
+    # On more or fewer machines it is the same run.
+    place = {"num_workers", "min_workers", "use_gpu", "resident_bytes", "max_failures"}
+    if record.config.model_dump(exclude=place) != config.model_dump(exclude=place):
         raise UserError(
             f"a run named {config.name!r} with other options exists in {config.storage}; "
             "choose another --name, or repeat its options to resume it"
         )
-    storage.put(uri, resolved)
+    return record
+
+
+def _write_record(config: TrainConfig, record: RunState, storage: Storage) -> None:
+    storage.put(_record_uri(config), record.model_dump_json(indent=2).encode())
+
+
+def _earlier_result(client: MlflowClient, task: Task, record: RunState) -> TrainResult:
+    assert record.version is not None
+    assert record.mlflow_run_id is not None
+    found = registry.resolve(client, record.version, task=task.name)
+    return TrainResult(record.version, found.scorer.digest, record.mlflow_run_id, found.scorer.manifest)
 
 
 def _build_scorer(
@@ -194,24 +289,19 @@ def _build_scorer(
     config: TrainConfig,
     task: Task,
     dataset: DatasetManifest,
-    result: ray.train.Result,
     storage: Storage,
 ) -> ScorerManifest:
-    checkpoint = result.get_best_checkpoint(task.best_metric, "max" if task.higher_is_better else "min")
-    assert checkpoint is not None, "a finished run has reported"
-    with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
-        validation = load_file(Path(folder) / VALIDATION_FILE)
-    network = build_network(config.backbone, task.heads, dropout=config.dropout)
+    state = Checkpoints(config.storage, config.name, storage).load(BEST)
+    assert state is not None, "a finished run has a best epoch"
+    network = build_network(config.recipe.backbone, task.heads, dropout=config.recipe.dropout)
     network.load_state_dict(state["network"])
-    targets = validation.pop("targets").numpy()
-    logits = {name.removeprefix("logits."): values for name, values in validation.items()}
+    targets, logits = state["targets"].numpy(), state["logits"]
     calibration = fit_calibration(task, logits, targets)
     manifest = ScorerManifest(
         task=task.name,
         heads=task.heads,
-        backbone=config.backbone,
-        input=InputConfig(size=config.input_size),
+        backbone=config.recipe.backbone,
+        input=input_config(config.recipe, dataset),
         frame_policy=dataset.frame_policy,
         face_policy=dataset.face_policy,
         calibration=calibration,
@@ -220,28 +310,15 @@ def _build_scorer(
         dataset_fingerprint=dataset.fingerprint,
         code_version=code_version(),
         training=TrainingSummary(
-            num_epochs=config.epochs,
+            num_epochs=config.recipe.epochs,
             best_epoch=int(state["epoch"]),
             num_train_rows=dataset.num_crops["train"],
             num_val_rows=len(targets),
-            recipe=config.model_dump(mode="json", include=_RECIPE),
+            recipe=config.recipe.flat() | {"num_workers": config.num_workers},
         ),
     )
     save_scorer(directory, network, manifest)
     return manifest
-
-
-_RECIPE = {
-    "weights",
-    "epochs",
-    "batch_size",
-    "num_workers",
-    "learning_rate",
-    "weight_decay",
-    "dropout",
-    "precision",
-    "seed",
-}
 
 
 def code_version() -> str:

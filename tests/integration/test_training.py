@@ -14,6 +14,7 @@ from ray_jobs.preparing import PrepareConfig, run_prepare
 from ray_jobs.score_config import ScoreConfig
 from ray_jobs.scoring import run_score
 from ray_jobs.training.config import TrainConfig
+from ray_jobs.training.recipe import Recipe
 from ray_jobs.training.run import TrainResult, run_train
 from tests.integration.conftest import FACE_POLICY, FRAME_POLICY, World
 
@@ -43,15 +44,14 @@ def dataset(world: World) -> tuple[str, DatasetManifest]:
 
 
 def train_config(world: World, crops: str, **options: object) -> TrainConfig:
+    recipe: dict[str, object] = {"backbone": "shufflenet_v2_x0_5", "input_size": 32, "epochs": 2, "batch_size": 16}
+    recipe |= {name: options.pop(name) for name in list(options) if name in Recipe.model_fields}
     values: dict[str, object] = {
         "task": "fs2k",
         "dataset": crops,
         "name": "test",
         "storage": str(world.folder / "train"),
-        "backbone": "shufflenet_v2_x0_5",
-        "input_size": 32,
-        "epochs": 2,
-        "batch_size": 8,
+        "recipe": recipe,
         "num_workers": 2,
     }
     return TrainConfig.model_validate(values | options)
@@ -118,7 +118,9 @@ def test_a_promoted_scorer_scores_the_catalog(world: World, trained: TrainResult
         ({"dataset": "nowhere"}, "no crops dataset there"),
         ({"task": "other"}, "no task 'other'"),
         ({"backbone": "resnet19"}, "did you mean"),
-        ({"num_workers": 9}, "lower --workers"),
+        ({"name": "other", "num_workers": 9}, "lower --workers"),
+        ({"name": "other", "batch_size": 5000}, "lower it"),
+        ({"name": "other", "loss": "mean_variance"}, "has no loss 'mean_variance'"),
         ({"name": "other", "per_class": 20}, "say which one with --balance-by"),
         ({"name": "other", "per_class": 20, "balance_by": "age"}, "--balance-by age is none of them"),
         ({"name": "other", "per_class": 1, "balance_by": "gender"}, "raise --per-class"),

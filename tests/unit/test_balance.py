@@ -1,20 +1,22 @@
 """Balanced epochs: each class exactly as often as wanted, over all workers, reproducibly, and fairly over epochs."""
 
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.errors import UserError
 from infra.storage import Storage
 from models.tasks.base import get_task
 from ray_jobs.crops.dataset import encode_crop
 from ray_jobs.training.balance import Balance
-from ray_jobs.training.reader import BalancedReader
+from ray_jobs.training.reader import CropReader
 from tests.unit.test_crops_dataset import picture
 
 COUNTS = {"60": 1, "70": 7, "80": 40}
@@ -46,38 +48,95 @@ def part(tmp_path: Path) -> str:
         for rank in range(number)
     ]
     rows.append({"crop": encode_crop(picture(0)), "score": None, "rank_score": None})
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-00000.parquet")
+    for number, row in enumerate(rows):
+        row["crop"] = encode_crop(picture(number))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-00000.parquet", row_group_size=7)
     return str(tmp_path / "train-00000.parquet")
 
 
-def readers(part: str, per_class: int, *, batch_size: int = 8) -> list[BalancedReader]:
-    task, balance = get_task("attractiveness"), Balance("score", per_class, COUNTS)
+def readers(part: str, per_class: int | None, *, resident: bool = True, world: int = 3) -> list[CropReader]:
+    task = get_task("attractiveness")
+    balance = None if per_class is None else Balance("score", per_class, COUNTS)
     return [
-        BalancedReader([part], Storage(), task, balance, batch_size=batch_size, rank=rank, world=3, seed=rank)
-        for rank in range(3)
+        CropReader(
+            [part],
+            Storage(),
+            task,
+            balance,
+            batch_size=24,
+            rank=rank,
+            world=world,
+            seed=0,
+            resident=resident,
+            window_rows=20,
+        )
+        for rank in range(world)
     ]
 
 
+@pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("per_class", [10, 16, 100])
-def test_three_workers_together_give_each_class_its_number(part: str, per_class: int) -> None:
+def test_three_workers_together_give_each_class_its_number(part: str, per_class: int, resident: bool) -> None:
     for epoch in (0, 1, 5):
-        epochs = [list(reader.epoch(epoch)) for reader in readers(part, per_class)]
-        classes = Counter(60 + int(target) for batches in epochs for _, targets in batches for target in targets[:, 0])
+        epochs = [list(reader.epoch(epoch)) for reader in readers(part, per_class, resident=resident)]
+        classes = Counter(60 + int(target) for batches in epochs for batch in batches for target in batch.targets[:, 0])
         assert classes == {60: per_class, 70: per_class, 80: per_class}
         (steps,) = {len(batches) for batches in epochs}
-        assert steps == 3 * per_class // 24
-        assert all(len(crops) == len(targets) > 0 for batches in epochs for crops, targets in batches)
+        assert steps == readers(part, per_class)[0].steps_per_epoch == 3 * per_class // 24
+        assert all(len(batch.crops) == len(batch.targets) > 0 for batches in epochs for batch in batches)
+        for parts in zip(*epochs, strict=True):
+            assert sum(len(batch.rows) for batch in parts) == parts[0].num_rows
 
 
-def test_an_epoch_is_the_same_each_time_and_another_one_is_not(part: str) -> None:
-    def order(epoch: int) -> list[list[int]]:
-        return [targets[:, 0].tolist() for _, targets in readers(part, 100)[0].epoch(epoch)]
+@pytest.mark.parametrize("resident", [True, False])
+def test_without_a_balance_every_crop_comes_once(part: str, resident: bool) -> None:
+    rows = [row for reader in readers(part, None, resident=resident) for batch in reader.epoch(3) for row in batch.rows]
+    assert sorted(rows) == list(range(sum(COUNTS.values()) + 1))
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_an_epoch_is_the_same_each_time_and_another_one_is_not(part: str, resident: bool) -> None:
+    def order(epoch: int, world: int = 1) -> list[list[int]]:
+        found = [list(reader.epoch(epoch)) for reader in readers(part, 100, resident=resident, world=world)]
+        return [sorted(row for batch in parts for row in batch.rows) for parts in zip(*found, strict=True)]
 
     assert order(1) == order(1) != order(2)
+    assert order(1) == order(1, world=3)  # a step holds the same crops whatever the number of workers
 
 
-def test_too_few_crops_for_the_steps_are_refused(part: str) -> None:
-    reader = readers(part, 1, batch_size=1)[0]
-    reader.steps_per_epoch = 30
-    with pytest.raises(UserError, match="fewer workers, or a larger batch"):
+@pytest.mark.parametrize("resident", [True, False])
+def test_an_epoch_goes_on_from_any_step(part: str, resident: bool) -> None:
+    (reader,) = readers(part, 100, resident=resident, world=1)
+    whole = list(reader.epoch(2))
+    for first in (1, 5, len(whole) - 1, len(whole)):
+        rest = list(reader.epoch(2, first))
+        assert [batch.step for batch in rest] == list(range(first, len(whole)))
+        for batch, expected in zip(rest, whole[first:], strict=True):
+            assert batch.rows.tolist() == expected.rows.tolist()
+            assert torch.equal(batch.crops, expected.crops)
+
+
+def test_streamed_crops_are_those_of_memory(part: str) -> None:
+    (streamed,), (resident,) = (readers(part, None, resident=value, world=1) for value in (False, True))
+    crops = {row: crop for batch in resident.epoch(0) for row, crop in zip(batch.rows, batch.crops, strict=True)}
+    for batch in streamed.epoch(0):
+        for row, crop in zip(batch.rows, batch.crops, strict=True):
+            assert torch.equal(crop, crops[row])
+
+
+def test_a_reader_that_is_left_early_lets_go(part: str) -> None:
+    (reader,) = readers(part, 100, resident=False, world=1)
+    before = threading.active_count()
+    for _ in reader.epoch(0):
+        break
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+def test_a_missing_row_group_is_an_error_where_it_is_read(part: str) -> None:
+    (reader,) = readers(part, None, resident=False, world=1)
+    reader._files.encoded = lambda groups: (_ for _ in ()).throw(OSError("gone"))
+    with pytest.raises(OSError, match="gone"):
         list(reader.epoch(0))

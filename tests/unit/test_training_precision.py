@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ray_jobs.training.loop import resolve_precision
+from ray_jobs.training.learning import resolve_precision
 
 CPU = torch.device("cpu")
 

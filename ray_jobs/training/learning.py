@@ -1,0 +1,96 @@
+"""Optimizer, learning rates, averaged weights and precision, as a recipe says."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from models.network import Network
+from ray_jobs.training.recipe import Recipe
+
+
+def make_optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
+    """Backbone and head as groups of their own; no weight decay on biases and normalisation."""
+    groups = []
+    for is_backbone in (True, False):
+        for decays in (True, False):
+            parameters = [
+                parameter
+                for name, parameter in network.named_parameters()
+                if name.startswith("backbone.") == is_backbone and (parameter.ndim > 1) == decays
+            ]
+            factor = recipe.backbone_factor if is_backbone else 1.0
+            decay = recipe.weight_decay if decays else 0.0
+            groups.append({"params": parameters, "lr": recipe.learning_rate * factor, "weight_decay": decay})
+    if recipe.optimizer == "sgd":
+        is_nesterov = recipe.momentum > 0
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=is_nesterov)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Learning rates by step: linear warm-up, then cosine to 0 or flat; 0 for a backbone that is frozen."""
+    total = recipe.epochs * steps_per_epoch
+    num_warmup = round(recipe.warmup * total)
+
+    def factor(step: int) -> float:
+        if step < num_warmup:
+            return (step + 1) / num_warmup
+        if recipe.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - num_warmup) / max(1, total - num_warmup)))
+
+    def frozen(step: int) -> float:
+        return 0.0 if step < recipe.freeze_epochs * steps_per_epoch else factor(step)
+
+    factors: list[Callable[[int], float]] = [frozen, frozen, factor, factor]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+
+
+def make_average(network: Network, recipe: Recipe) -> AveragedModel | None:
+    """The exponential moving average of weights and buffers; None where the recipe wants none."""
+    if not recipe.ema:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The type to compute in: ``auto`` is bfloat16 where the device computes it, else float32.
+
+    A CPU without bfloat16 instructions falls back to a convolution several times slower than float32's.
+    """
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))  # x86, ARM
+    return torch.bfloat16 if fast else torch.float32
+
+
+def memory_format(device: torch.device, precision: torch.dtype) -> torch.memory_format:
+    """Channels last, except for float32 on a CPU, whose backward pass is slower with it."""
+    if device.type == "cpu" and precision == torch.float32:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def mixup(
+    images: torch.Tensor, alpha: float, generator: torch.Generator
+) -> tuple[torch.Tensor, tuple[torch.Tensor, float] | None]:
+    """Images blended with others of the batch (Zhang et al., 2018), in which order, and the share of their own.
+
+    The share is drawn from Beta(alpha, alpha), as a ratio of two gamma variables.
+    """
+    if not alpha or len(images) < 2:
+        return images, None
+    state = torch.get_rng_state()
+    torch.manual_seed(int(torch.randint(1 << 40, (), generator=generator)))
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    torch.set_rng_state(state)
+    order = torch.randperm(len(images), generator=generator).to(images.device)
+    return share * images + (1 - share) * images[order], (order, share)
