@@ -51,7 +51,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # From scratch, one modality, within forty minutes of two CPU cores.
     "fs2k-best": {
         "backbone": "resnet18",
-        "input_size": 128,
+        "input_size": 112,
         "epochs": 60,
         "batch_size": 32,
         "learning_rate": 3e-3,

@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
-import ray
-import ray.data
 from rich.table import Table
 from sklearn.decomposition import PCA
 
@@ -20,8 +18,9 @@ from infra.settings import Settings
 from infra.storage import Storage, join
 from models.tasks.base import MISSING, Head, get_task
 from ray_jobs.cluster import connect
-from ray_jobs.console import RunProgress, console
-from ray_jobs.crops.dataset import DatasetManifest, decode_crop, part_uris, read_manifest
+from ray_jobs.console import console
+from ray_jobs.crops.dataset import DatasetManifest, part_uris, read_manifest
+from ray_jobs.crops.mapping import map_crops, scanned
 from ray_jobs.labels.noise import Doubts, find_doubts
 from ray_jobs.labels.verdicts import COLUMNS
 from ray_jobs.reports.review import Doubtful, LabelReview, review_page
@@ -72,14 +71,9 @@ def _heads(config: ReviewConfig, manifest: DatasetManifest) -> list[Head]:
     return [head for name, head in heads.items() if not config.labels or name in config.labels]
 
 
-def _scanned(parts: Sequence[str], storage: Storage) -> pads.Dataset:
-    filesystem, _ = storage.arrow_filesystem(parts[0])
-    return pads.dataset([storage.arrow_filesystem(uri)[1] for uri in parts], filesystem=filesystem)
-
-
 def choose_crops(parts: Sequence[str], storage: Storage, labels: Sequence[str], per_video: int) -> pa.Table:
     """The crops to look at, without their pictures: a few of each video, spread over it; ``row`` is their position."""
-    found = _scanned(parts, storage).to_table(columns=[*_META, *labels])
+    found = scanned(parts, storage).to_table(columns=[*_META, *labels])
     found = found.append_column("row", pa.array(range(found.num_rows), pa.int64()))
     with duckdb.connect() as connection:
         connection.register("crops", found)
@@ -98,39 +92,25 @@ def choose_crops(parts: Sequence[str], storage: Storage, labels: Sequence[str], 
 def crop_features(parts: Sequence[str], storage: Storage, rows: pa.Table) -> npt.NDArray[np.float32]:
     """float32[n, 150] of the chosen crops: principal components, fitted on a sample of them."""
     wanted = rows["row"].to_numpy()
-    sample = np.random.default_rng(0).permutation(wanted)[:PCA_ROWS]
-    fitted = PCA(min(DIMENSIONS, len(sample)), random_state=0).fit(_mapped(parts, storage, np.sort(sample), None, ""))
-    return _mapped(parts, storage, wanted, fitted, "review")
+    sample = np.sort(np.random.default_rng(0).permutation(wanted)[:PCA_ROWS])
+    fitted = PCA(min(DIMENSIONS, len(sample)), random_state=0).fit(
+        np.concatenate(map_crops(parts, storage, sample, _Features(None)))
+    )
+    return np.concatenate(map_crops(parts, storage, wanted, _Features(fitted), title="review"))
 
 
-def _mapped(
-    parts: Sequence[str], storage: Storage, wanted: npt.NDArray[np.int64], reduced: PCA | None, title: str
-) -> npt.NDArray[np.float32]:
-    blocks = [wanted[start : start + BATCH * 8] for start in range(0, len(wanted), BATCH * 8)]
-    task, reduced_ref = ray.remote(_block_features), ray.put(reduced)
-    waiting = [task.remote(list(parts), storage, block, reduced_ref) for block in blocks]
-    found, done = [], 0
-    with RunProgress(title, len(wanted), unit="crops", quiet=not title) as progress:
-        for block, reference in zip(blocks, waiting, strict=True):
-            found.append(ray.get(reference))
-            done += len(block)
-            progress.update(done)
-    return np.concatenate(found)
+class _Features:
+    """Features of crops, reduced where there is something to reduce them by."""
 
+    def __init__(self, reduced: PCA | None) -> None:
+        self._reduced = reduced
 
-def _block_features(
-    parts: list[str], storage: Storage, wanted: npt.NDArray[np.int64], reduced: PCA | None
-) -> npt.NDArray[np.float32]:
-    from models.faces.features import FaceFeatures
+    def __call__(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        from models.faces.features import FaceFeatures
 
-    crops = _scanned(parts, storage).take(wanted, columns=["crop"])["crop"].to_pylist()
-    extract = FaceFeatures()
-    batches = [
-        extract(np.stack([decode_crop(crop) for crop in crops[start : start + BATCH]]))
-        for start in range(0, len(crops), BATCH)
-    ]
-    found = np.concatenate(batches)
-    return found if reduced is None else reduced.transform(found).astype(np.float32)
+        extract = FaceFeatures()
+        found = np.concatenate([extract(crops[start : start + BATCH]) for start in range(0, len(crops), BATCH)])
+        return found if self._reduced is None else self._reduced.transform(found).astype(np.float32)
 
 
 def _reviewed(
@@ -187,7 +167,7 @@ def _pictures(
     if not found:
         return found
     chosen = rows.filter(pads.field("video_id").isin(list(found)))
-    crops = _scanned(parts, storage).take(chosen["row"], columns=["crop"])["crop"].to_pylist()
+    crops = scanned(parts, storage).take(chosen["row"], columns=["crop"])["crop"].to_pylist()
     for video_id, crop in zip(chosen["video_id"].to_pylist(), crops, strict=True):
         found[video_id].append(crop)
     return found

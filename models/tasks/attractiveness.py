@@ -48,9 +48,10 @@ class Attractiveness(Task):
     beside it, and an interval (``score_low``, ``score_high``) where the scorer has a calibrated one, else null.
 
     Metrics, in points of score unless said otherwise: ``mae`` and ``rmse`` of the expectation, ``mae_median`` of
-    the median, ``mae_balanced`` (mean over the labelled scores of each score's own MAE), ``within_5`` and ``exact``
-    (shares 0-1; exact after rounding to whole points), ``spearman`` (rank correlation; 0 where it is not defined,
-    since a constant answer or constant labels rank nothing).
+    the median, ``mae_argmax`` of the likeliest score, ``mae_balanced`` (mean over the labelled scores of each score's
+    own MAE), ``within_1``, ``within_3``, ``within_5`` and ``exact`` (shares 0-1; exact after rounding to whole points),
+    ``pearson`` and ``spearman`` (correlations; 0 where they are not defined, since a constant answer or constant labels
+    rank nothing).
     """
 
     name = "attractiveness"
@@ -151,10 +152,14 @@ class Attractiveness(Task):
         return {
             "mae": float(error.mean()),
             "mae_median": float(np.abs(median(p) - truth).mean()),
+            "mae_argmax": float(np.abs(SCORES[p.argmax(axis=1)] - truth).mean()),
             "mae_balanced": float(np.mean([error[truth == value].mean() for value in np.unique(truth)])),
+            "within_1": float((error <= 1).mean()),
+            "within_3": float((error <= 3).mean()),
             "within_5": float((error <= 5).mean()),
             "exact": float((np.rint(score) == truth).mean()),
             "rmse": float(np.sqrt((error**2).mean())),
+            "pearson": float(np.corrcoef(score, truth)[0, 1]) if ranked else 0.0,
             "spearman": float(spearmanr(score, truth).statistic) if ranked else 0.0,
         }
 

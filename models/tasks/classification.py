@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from sklearn.metrics import accuracy_score, f1_score, recall_score
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
 from typing_extensions import override
 
 from infra.errors import UserError
 from models.tasks.base import MISSING, Head, Probabilities, Targets, Task
 
-_METRICS = ("f1_weighted", "f1_macro", "balanced_accuracy", "accuracy")
+_METRICS = ("f1_weighted", "f1_macro", "balanced_accuracy", "accuracy", "precision_weighted", "roc_auc")
 
 
 class ClassificationTask(Task):
@@ -21,9 +21,11 @@ class ClassificationTask(Task):
     Output columns of a yes/no head: ``NAME`` (bool) and ``NAME_p`` (probability of true). Of a categorical head:
     ``NAME`` (its class), ``NAME_p`` (probability of that class) and ``NAME_probabilities`` (all, in class order).
 
-    Metrics: ``f1_weighted``, ``f1_macro``, ``balanced_accuracy`` and ``accuracy``, as ``METRIC_HEAD`` for each head
-    and ``METRIC_mean`` over the heads. Macro-averages run over the classes that occur among the targets. A head
-    without a single label has no figures and no part in the means.
+    Metrics: ``f1_weighted``, ``f1_macro``, ``balanced_accuracy``, ``accuracy`` (which is also the weighted recall),
+    ``precision_weighted`` and ``roc_auc`` (each class against the rest, weighted by its frequency), as ``METRIC_HEAD``
+    for each head and ``METRIC_mean`` over the heads. Macro-averages run over the classes that occur among the targets.
+    A head without a single label has no figures and no part in the means; one whose labels are all alike has no
+    ``roc_auc``.
 
     The best epoch is chosen by ``f1_macro_mean``: weighted F1 hardly moves when a rare class is never answered
     (0.926 for "everybody has hair" on FS2K), which is what macro-F1 is sensitive to.
@@ -64,16 +66,16 @@ class ClassificationTask(Task):
         for column, head in enumerate(self.heads):
             known = targets[:, column] != MISSING
             if known.any():
-                by_head[head.name] = _head_metrics(
-                    targets[known, column], probabilities[head.name][known].argmax(axis=1)
-                )
+                by_head[head.name] = _head_metrics(targets[known, column], probabilities[head.name][known])
         if not by_head:
             raise UserError(f"no row has a label for task {self.name!r}: there is nothing to measure on")
         figures = {
-            f"{metric}_mean": float(np.mean([values[metric] for values in by_head.values()])) for metric in _METRICS
+            f"{metric}_mean": float(np.mean([values[metric] for values in by_head.values() if metric in values]))
+            for metric in _METRICS
+            if any(metric in values for values in by_head.values())
         }
         for name, values in by_head.items():
-            figures |= {f"{metric}_{name}": values[metric] for metric in _METRICS}
+            figures |= {f"{metric}_{name}": value for metric, value in values.items()}
         return figures
 
 
@@ -89,13 +91,19 @@ def _value_dtype(head: Head) -> type:
     return object if isinstance(head.classes[0], str) else np.int32
 
 
-def _head_metrics(target: npt.NDArray[np.int64], answer: npt.NDArray[np.int64]) -> dict[str, float]:
-    present = np.unique(target)
-    return {
-        "f1_weighted": float(f1_score(target, answer, labels=present, average="weighted", zero_division=0)),
+def _head_metrics(target: npt.NDArray[np.int64], p: npt.NDArray[np.float32]) -> dict[str, float]:
+    present, answer = np.unique(target), p.argmax(axis=1)
+    averaged: dict[str, Any] = {"labels": present, "average": "weighted", "zero_division": 0}
+    figures = {
+        "f1_weighted": float(f1_score(target, answer, **averaged)),
         "f1_macro": float(f1_score(target, answer, labels=present, average="macro", zero_division=0)),
         # Balanced accuracy is the recall averaged over the targets' classes; balanced_accuracy_score says the same, but
         # warns of answers outside of them.
         "balanced_accuracy": float(recall_score(target, answer, labels=present, average="macro")),
         "accuracy": float(accuracy_score(target, answer)),
+        "precision_weighted": float(precision_score(target, answer, **averaged)),
     }
+    if len(present) > 1:
+        areas = [roc_auc_score(target == index, p[:, index]) for index in present]
+        figures["roc_auc"] = float(np.average(areas, weights=[(target == index).sum() for index in present]))
+    return figures

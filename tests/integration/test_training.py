@@ -1,8 +1,11 @@
 """Preparing and training on a local Ray cluster: from labelled videos to a registered scorer that scores."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import UserError
@@ -10,6 +13,7 @@ from infra.storage import Storage
 from infra.tracking import tracking_client
 from models import registry
 from ray_jobs.crops.dataset import DatasetManifest, read_manifest
+from ray_jobs.evaluating import EvaluateConfig, run_evaluate
 from ray_jobs.preparing import PrepareConfig, run_prepare
 from ray_jobs.score_config import ScoreConfig
 from ray_jobs.scoring import run_score
@@ -132,3 +136,34 @@ def test_bad_options_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=words):
         run_train(train_config(world, dataset[0], **options), world.settings)
+
+
+def test_an_evaluation_says_what_the_scorer_is_worth(
+    world: World, dataset: tuple[str, DatasetManifest], trained: TrainResult, tmp_path: Path
+) -> None:
+    reference = f"models:/facereel-fs2k/{trained.version}"
+    config = EvaluateConfig(
+        task="fs2k", dataset=dataset[0], out=str(tmp_path), scorer=reference, against=reference, num_resamples=5
+    )
+    found = run_evaluate(config, world.settings)
+    manifest = trained.manifest
+    # Training measured the same rows by the same network: the same figures.
+    assert found.per_image["f1_macro_mean"].value == pytest.approx(manifest.metrics["f1_macro_mean"], abs=1e-6)
+    assert found.per_image["f1_macro_mean"].baseline == pytest.approx(manifest.baseline_metrics["f1_macro_mean"])
+    assert found.num_rows == dataset[1].num_crops["val"]
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert result["scorer"]["digest"] == trained.digest
+    assert all(figure["value"] == 0 for figure in result["against"]["differences"].values())
+    assert "chose the scorer's best epoch" in result["notes"][0]
+    predictions = pq.read_table(tmp_path / "predictions.parquet")
+    assert predictions.num_rows == found.num_rows
+    assert {"label_smile", "smile", "smile_p"} <= set(predictions.column_names)
+    page = (tmp_path / "evaluation.html").read_text()
+    assert page.count("<li><img") >= 12
+    for wrong, words in (
+        ({"split": "test"}, "no split 'test'"),
+        ({"scorer": "77"}, "77"),
+        ({"slices": ("beard",)}, "--slice beard: the dataset has the columns"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run_evaluate(replace(config, **wrong), world.settings)

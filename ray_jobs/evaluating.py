@@ -1,0 +1,314 @@
+"""Measure a scorer on a split of a crops dataset: predict on the cluster, evaluate, write page and tables."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.table import Table
+
+from infra.errors import UserError
+from infra.settings import Settings
+from infra.storage import Storage, join
+from infra.tracking import tracking_client
+from models.evaluation import Evaluation, Figure, evaluate, resample
+from models.predictor import Predictor
+from models.registry import ResolvedScorer, resolve
+from models.scorer import Scorer
+from models.tasks.base import Probabilities, Targets, Task, get_task
+from ray_jobs.cluster import connect
+from ray_jobs.console import console
+from ray_jobs.crops.dataset import DatasetManifest, part_uris, read_manifest, read_targets
+from ray_jobs.crops.mapping import map_crops, scanned
+from ray_jobs.reports.cases import confusions, error_histogram, find_cases
+from ray_jobs.reports.evaluation import Comparison, evaluation_page
+
+PAGE, RESULT, PREDICTIONS = "evaluation.html", "evaluation.json", "predictions.parquet"
+# Bands of what makes a face hard; an open end is None.
+_BANDS: dict[str, tuple[float, ...]] = {
+    "age": (18, 25, 35, 50),
+    "yaw_deg": (15, 30, 45),
+    "score": (65, 70, 75, 80, 85, 90),
+}
+_QUARTILES = ("sharpness", "brightness", "size_px")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateConfig:
+    """One evaluation."""
+
+    task: str
+    dataset: str
+    out: str
+    scorer: str = "champion"
+    against: str | None = None
+    split: str = "val"
+    slices: tuple[str, ...] = ()
+    num_resamples: int = 200
+    use_gpu: bool = False
+
+
+def run_evaluate(config: EvaluateConfig, settings: Settings) -> Evaluation:
+    """Measure, write and print.
+
+    Raises:
+        UserError: There is no such scorer, dataset, split or column, or the scorer takes other crops.
+    """
+    task, storage = get_task(config.task), Storage(settings.storage)
+    manifest = read_manifest(config.dataset, storage)
+    client = tracking_client(settings.tracking)
+    scorers = [resolve(client, name, task=task.name) for name in (config.scorer, config.against) if name is not None]
+    _check(config, task, manifest, scorers)
+    parts = part_uris(config.dataset, manifest, config.split)
+    rows = scanned(parts, storage)
+    table = rows.to_table(columns=[name for name in rows.schema.names if name != "crop"])
+    if unknown := [name for name in config.slices if name not in table.column_names]:
+        raise UserError(f"--slice {unknown[0]}: the dataset has the columns {', '.join(table.column_names)}")
+    targets = task.encode_labels({name: table[name].to_pylist() for name in task.label_columns})
+    connect(settings.cluster)
+    train_targets = read_targets(config.dataset, manifest, task, storage)
+    answers = [_predicted(found.scorer, parts, storage, table.num_rows, use_gpu=config.use_gpu) for found in scorers]
+    columns = _slice_columns(table, task, config.slices)
+    evaluations = [
+        evaluate(
+            task,
+            probabilities,
+            targets,
+            videos=table["video_id"].to_pylist(),
+            groups=_groups(table),
+            baseline=task.baseline(train_targets),
+            half_widths={
+                name: (interval.half_width, interval.level)
+                for name, interval in found.scorer.manifest.calibration.intervals.items()
+            },
+            columns=columns,
+            num_resamples=config.num_resamples,
+        )
+        for found, probabilities in zip(scorers, answers, strict=True)
+    ]
+    comparison = None
+    if len(scorers) == 2:
+        comparison = _compared(task, answers, targets, table, evaluations[1], scorers[1], config.num_resamples)
+    cases = find_cases(task, scorers[0].scorer, answers[0], targets, table, parts, storage)
+    notes = _notes(config, manifest, scorers[0])
+    _write(config, storage, manifest, scorers, evaluations, comparison, notes)
+    page = evaluation_page(
+        task,
+        config.dataset,
+        manifest,
+        config.split,
+        scorers[0],
+        evaluations[0],
+        comparison,
+        cases,
+        notes,
+        confusions(task, answers[0], targets),
+        error_histogram(task, answers[0], targets),
+    )
+    storage.put(join(config.out, PAGE), page.encode())
+    storage.put(join(config.out, PREDICTIONS), _predictions(task, scorers[0].scorer, answers[0], table))
+    _print(config, task, scorers, evaluations, comparison, notes)
+    return evaluations[0]
+
+
+def _check(config: EvaluateConfig, task: Task, manifest: DatasetManifest, scorers: Sequence[ResolvedScorer]) -> None:
+    if task.name not in manifest.tasks:
+        raise UserError(f"{config.dataset} has labels for {', '.join(manifest.tasks)}, not for {task.name!r}")
+    if config.split not in manifest.parts:
+        raise UserError(f"{config.dataset} has no split {config.split!r}; it has {', '.join(manifest.parts)}")
+    for found in scorers:
+        if found.scorer.manifest.face_policy != manifest.face_policy:
+            raise UserError(
+                f"{config.dataset} was made with another face policy than {found.reference} was trained with: "
+                "prepare the videos with the scorer's own (its scorer.json has it), or the figures mean nothing"
+            )
+
+
+class _Probabilities:
+    """A scorer on the crops of a block."""
+
+    def __init__(self, scorer: Scorer, device: str) -> None:
+        self._scorer, self._device = scorer, device
+
+    def __call__(self, crops: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+        return Predictor(self._scorer, device=self._device).probabilities(crops)
+
+
+def _predicted(
+    scorer: Scorer, parts: Sequence[str], storage: Storage, num_rows: int, *, use_gpu: bool
+) -> Probabilities:
+    work = _Probabilities(scorer, "cuda" if use_gpu else "cpu")
+    blocks = map_crops(parts, storage, np.arange(num_rows), work, title="evaluate", num_gpus=1 if use_gpu else 0)
+    return {head.name: np.concatenate([block[head.name] for block in blocks]) for head in scorer.manifest.heads}
+
+
+def _groups(table: pa.Table) -> list[str]:
+    pairs = zip(table["creator_id"].to_pylist(), table["video_id"].to_pylist(), strict=True)
+    return [creator or video for creator, video in pairs]
+
+
+def _slice_columns(table: pa.Table, task: Task, further: Sequence[str]) -> dict[str, list[str | None]]:
+    """What to slice by: gender, bands of age, turn and score, quartiles of quality, remarks, and what was asked for."""
+    found: dict[str, list[str | None]] = {}
+    if "gender" in table.column_names and "gender" not in task.label_columns:
+        found["gender"] = table["gender"].to_pylist()
+    for name, edges in _BANDS.items():
+        if name in table.column_names:
+            values = table[name].to_pylist()
+            found[name] = [None if value is None else _band(abs(value), edges) for value in values]
+    for name in _QUARTILES:
+        if name in table.column_names and table[name].null_count < table.num_rows:
+            edges = tuple(np.nanquantile(table[name].to_numpy().astype(float), [0.25, 0.5, 0.75]).tolist())
+            found[name] = [
+                None if value is None else f"quarter {1 + int(np.searchsorted(edges, value))} of 4"
+                for value in table[name].to_pylist()
+            ]
+    remarks = [tuple(value or ()) for value in table["remarks"].to_pylist()]
+    for remark in sorted({item for items in remarks for item in items}):
+        found[f"remark {remark}"] = ["yes" if remark in items else "no" for items in remarks]
+    for name in further:
+        found[name] = [None if value is None else str(value).lower() for value in table[name].to_pylist()]
+    return found
+
+
+def _band(value: float, edges: Sequence[float]) -> str:
+    place = int(np.searchsorted(edges, value, side="right"))
+    if place == 0:
+        return f"under {edges[0]:g}"
+    if place == len(edges):
+        return f"{edges[-1]:g} and more"
+    return f"{edges[place - 1]:g} to {edges[place]:g}"
+
+
+def _compared(
+    task: Task,
+    answers: Sequence[Probabilities],
+    targets: Targets,
+    table: pa.Table,
+    other: Evaluation,
+    scorer: ResolvedScorer,
+    num_resamples: int,
+) -> Comparison:
+    """The second scorer's figures, and intervals of the difference on the same resamples."""
+    group_of = np.unique(np.asarray(_groups(table), dtype=object).astype(str), return_inverse=True)[1]
+    drawn: dict[str, list[float]] = {}
+    for rows in resample(group_of, num_resamples):
+        first, second = (
+            task.metrics({name: p[rows] for name, p in answer.items()}, targets[rows]) for answer in answers
+        )
+        for name in first.keys() & second.keys():
+            drawn.setdefault(name, []).append(first[name] - second[name])
+    values = [task.metrics(answer, targets) for answer in answers]
+    differences = {}
+    for name in values[0]:
+        low, high = np.quantile(drawn[name], [0.025, 0.975]).tolist() if drawn.get(name) else (None, None)
+        differences[name] = Figure(value=values[0][name] - values[1][name], low=low, high=high)
+    return Comparison(scorer.version, other.per_image, differences)
+
+
+def _notes(config: EvaluateConfig, manifest: DatasetManifest, found: ResolvedScorer) -> list[str]:
+    """What a reader of the figures has to know."""
+    if found.scorer.manifest.dataset_fingerprint != manifest.fingerprint:
+        return []
+    if config.split == "train":
+        return ["The scorer was trained on these very crops: the figures say nothing about others."]
+    if config.split == "val":
+        return [
+            "This split chose the scorer's best epoch and calibrated it: figures on unseen people are a little worse."
+        ]
+    return []
+
+
+def _write(
+    config: EvaluateConfig,
+    storage: Storage,
+    manifest: DatasetManifest,
+    scorers: Sequence[ResolvedScorer],
+    evaluations: Sequence[Evaluation],
+    comparison: Comparison | None,
+    notes: Sequence[str],
+) -> None:
+    result: dict[str, Any] = {
+        "task": config.task,
+        "scorer": {"version": scorers[0].version, "digest": scorers[0].scorer.digest},
+        "dataset": {"uri": config.dataset, "fingerprint": manifest.fingerprint, "split": config.split},
+        "notes": list(notes),
+        "evaluation": evaluations[0].model_dump(mode="json"),
+    }
+    if comparison is not None:
+        result["against"] = {
+            "version": scorers[1].version,
+            "digest": scorers[1].scorer.digest,
+            "evaluation": evaluations[1].model_dump(mode="json"),
+            "differences": {name: figure.model_dump(mode="json") for name, figure in comparison.differences.items()},
+        }
+    storage.put(join(config.out, RESULT), json.dumps(result, indent=2).encode())
+
+
+def _predictions(task: Task, scorer: Scorer, answer: Probabilities, table: pa.Table) -> bytes:
+    """A row a crop: what it is of, its labels as ``label_NAME``, and the scorer's columns."""
+    keys = table.select(
+        [name for name in ("video_id", "creator_id", "frame_index", "face", "source") if name in table.column_names]
+    )
+    for name in task.label_columns:
+        keys = keys.append_column(f"label_{name}", table[name])
+    columns = task.columns(answer, scorer.manifest.calibration.half_widths)
+    for field in task.output_schema():
+        values = columns[field.name]
+        listed = (
+            values.tolist()
+            if isinstance(values, np.ndarray)
+            else [getattr(v, "tolist", lambda v=v: v)() for v in values]
+        )
+        keys = keys.append_column(field, pa.array(listed, field.type))
+    sink = pa.BufferOutputStream()
+    pq.write_table(keys, sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _print(
+    config: EvaluateConfig,
+    task: Task,
+    scorers: Sequence[ResolvedScorer],
+    evaluations: Sequence[Evaluation],
+    comparison: Comparison | None,
+    notes: Sequence[str],
+) -> None:
+    first = evaluations[0]
+    table = Table(
+        title=f"{scorers[0].version} on {config.split} of {config.dataset}: {first.num_rows:,} crops, "
+        f"{first.num_videos:,} videos, {first.num_groups:,} creators"
+    )
+    for name in ("metric", "crops", "95% interval", "best constant", "videos"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    if comparison is not None:
+        table.add_column("the other", justify="right")
+        table.add_column("difference", justify="right")
+    heads = [head.name for head in task.heads] if len(task.heads) > 1 else []
+    for name, figure in first.per_image.items():
+        if name.endswith(tuple(f"_{head}" for head in heads)) and not name.startswith(("f1_weighted_", "f1_macro_")):
+            continue  # in evaluation.json and on the page
+        interval = "" if figure.low is None else f"{figure.low:.3f} to {figure.high:.3f}"
+        baseline = "" if figure.baseline is None else f"{figure.baseline:.3f}"
+        row = [name, f"{figure.value:.3f}", interval, baseline, f"{first.per_video[name].value:.3f}"]
+        if comparison is not None:
+            difference = comparison.differences[name]
+            span = "" if difference.low is None else f" ({difference.low:+.3f} to {difference.high:+.3f})"
+            row += [f"{comparison.figures[name].value:.3f}", f"{difference.value:+.3f}{span}"]
+        table.add_row(*row)
+    console.print(table)
+    for item in first.slices[:3]:
+        console.print(
+            f"worst slices: {item.column} {item.value}: {task.best_metric} {item.figure.value:.3f} "
+            f"({item.num_rows} crops)",
+            highlight=False,
+        )
+    for name, coverage in first.coverage.items():
+        console.print(f"{name}: the {coverage.level:.0%} interval holds {coverage.covered:.1%}", highlight=False)
+    for note in notes:
+        console.print(f"note: {note}", highlight=False)
+    console.print(f"wrote {join(config.out, PAGE)}, {join(config.out, RESULT)} and {join(config.out, PREDICTIONS)}")

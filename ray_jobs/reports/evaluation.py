@@ -1,0 +1,93 @@
+"""The page of an evaluation: figures, errors, confusion, calibration, slices, and the best and worst cases."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from models.evaluation import Evaluation, Figure
+from models.registry import ResolvedScorer
+from models.tasks.base import Task
+from ray_jobs.crops.dataset import DatasetManifest, decode_crop
+from ray_jobs.reports.page import environment
+from ray_jobs.reports.plots import Plot
+
+PICTURE_PX = 112
+MAX_SLICES = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One crop: what it is labelled and what was answered, head by head, and how wrong that is."""
+
+    video_id: str
+    lines: tuple[tuple[str, str, str], ...]  # head, label, answer
+    error: float
+    picture: bytes
+
+    @property
+    def address(self) -> str:
+        """The picture as the address of a small JPEG."""
+        buffer = io.BytesIO()
+        Image.fromarray(decode_crop(self.picture)).resize((PICTURE_PX, PICTURE_PX)).save(buffer, "JPEG", quality=82)
+        return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A second scorer on the same rows."""
+
+    version: str
+    figures: Mapping[str, Figure]
+    differences: Mapping[str, Figure]  # the first scorer's figure minus the second's
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """Labels against answers of one head; a scale's classes in bands."""
+
+    name: str
+    classes: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]  # a row a label
+
+
+def evaluation_page(
+    task: Task,
+    dataset: str,
+    manifest: DatasetManifest,
+    split: str,
+    scorer: ResolvedScorer,
+    evaluation: Evaluation,
+    comparison: Comparison | None,
+    cases: Mapping[str, Sequence[Case]],
+    notes: Sequence[str],
+    confusions: Sequence[Confusion],
+    errors: Plot | None,
+) -> str:
+    """The page as HTML, in one file."""
+    heads = [head.name for head in task.heads] if len(task.heads) > 1 else []
+    overall = {name: f for name, f in evaluation.per_image.items() if not name.endswith(tuple(f"_{h}" for h in heads))}
+    if not heads:
+        overall = dict(evaluation.per_image)
+    return (
+        environment()
+        .get_template("evaluation.html.j2")
+        .render(
+            task=task,
+            dataset=dataset,
+            manifest=manifest,
+            split=split,
+            scorer=scorer,
+            evaluation=evaluation,
+            comparison=comparison,
+            cases=cases,
+            notes=notes,
+            heads=heads,
+            overall=overall,
+            slices=evaluation.slices[:MAX_SLICES],
+            confusions=confusions,
+            errors=errors,
+        )
+    )
