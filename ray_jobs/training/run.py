@@ -1,7 +1,9 @@
 """A training run from the driver's side: data, workers, the best epoch, calibration, scorer, registration."""
 
 import secrets
+import signal
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +16,7 @@ from mlflow.entities import Param, RunStatus
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.table import Table
 
-from infra.errors import UserError
+from infra.errors import RunStopped, UserError
 from infra.settings import Settings, TrackingSettings
 from infra.storage import ObjectNotFound, Storage, join
 from infra.tracking import absolute_uri, experiment_id, tracking_client
@@ -31,6 +33,7 @@ from ray_jobs.reports.dataset import dataset_card
 from ray_jobs.training.balance import Balance
 from ray_jobs.training.checkpoint import BEST, Checkpoints
 from ray_jobs.training.config import TrainConfig, WorkerConfig
+from ray_jobs.training.progress import EpochLines
 from ray_jobs.training.recipe import Recipe
 from ray_jobs.training.report_keys import STOPPED
 from ray_jobs.training.worker import train_worker
@@ -84,13 +87,19 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
         client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         status = RunStatus.FAILED
         try:
-            _fit(config, task, dataset, balance, storage, tracking, run_id)
+            with EpochLines(client, run_id, config, task):
+                _fit(config, task, dataset, balance, storage, tracking, run_id)
             directory = Path(folder) / "scorer"
             manifest = _build_scorer(directory, config, task, dataset, storage)
             version = registry.register(client, directory, run_id=run_id)
             digest = load_scorer(directory).digest
             _write_record(config, record.model_copy(update={"version": str(version.version)}), storage)
             status = RunStatus.FINISHED
+        except KeyboardInterrupt:
+            status = RunStatus.KILLED
+            message = f"run {config.name}: stopped; go on with the same command and --name {config.name}"
+            print(f"stopped: {message}", file=sys.stderr, flush=True)
+            raise RunStopped(message, 128 + signal.SIGINT) from None
         finally:
             client.set_terminated(run_id, RunStatus.to_string(status))
     return TrainResult(str(version.version), digest, run_id, manifest)
@@ -264,7 +273,7 @@ def _open_record(config: TrainConfig, storage: Storage) -> RunState:
             f"{_record_uri(config)} is no record of a run of this version: choose another --name"
         ) from error
     # On more or fewer machines it is the same run.
-    place = {"num_workers", "min_workers", "use_gpu", "resident_bytes", "max_failures"}
+    place = {"num_workers", "min_workers", "use_gpu", "max_failures"}
     if record.config.model_dump(exclude=place) != config.model_dump(exclude=place):
         raise UserError(
             f"a run named {config.name!r} with other options exists in {config.storage}; "

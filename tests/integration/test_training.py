@@ -1,14 +1,20 @@
 """Preparing and training on a local Ray cluster: from labelled videos to a registered scorer that scores."""
 
 import json
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import torch
+from ray.util.state import list_actors
 
-from infra.errors import UserError
+from infra.errors import RunStopped, UserError
 from infra.storage import Storage
 from infra.tracking import tracking_client
 from models import registry
@@ -17,6 +23,7 @@ from ray_jobs.evaluating import EvaluateConfig, run_evaluate
 from ray_jobs.preparing import PrepareConfig, run_prepare
 from ray_jobs.score_config import ScoreConfig
 from ray_jobs.scoring import run_score
+from ray_jobs.training.checkpoint import LAST, Checkpoints
 from ray_jobs.training.config import TrainConfig
 from ray_jobs.training.recipe import Recipe
 from ray_jobs.training.run import TrainResult, run_train
@@ -167,3 +174,93 @@ def test_an_evaluation_says_what_the_scorer_is_worth(
     ):
         with pytest.raises(UserError, match=words):
             run_evaluate(replace(config, **wrong), world.settings)
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_worker_changes_nothing(world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path) -> None:
+    """Bitwise on one CPU worker: the run goes on in the middle of an epoch as if nothing had happened."""
+    options = {"epochs": 4, "batch_size": 4, "num_workers": 1, "checkpoint_every_steps": 2, "log_every_steps": 1}
+    options |= {"storage": str(tmp_path), "ema": 0.9, "dropout": 0.2, "mixup": 0.2, "label_smoothing": 0.1}
+    calm = run_train(train_config(world, dataset[0], name="calm", **options), world.settings)
+    killed: list[int] = []
+
+    def kill() -> None:
+        last = Checkpoints(str(tmp_path), "shaken", Storage())
+        while not killed:
+            state = last.load(LAST)
+            if state is not None and state["epoch"] >= 1 and state["step"] > 0:
+                (actor,) = [
+                    actor
+                    for actor in list_actors(filters=[("state", "=", "ALIVE")])
+                    if "TrainWorker" in actor.class_name
+                ]
+                os.kill(actor.pid, signal.SIGKILL)
+                killed.append(state["step"])
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    shaken = run_train(train_config(world, dataset[0], name="shaken", **options), world.settings)
+    thread.join(timeout=1)
+    assert killed
+    assert shaken.digest != calm.digest  # the names in the manifests differ,
+    weights = [
+        registry.resolve(tracking_client(world.settings.tracking), f"models:/facereel-fs2k/{run.version}", task="fs2k")
+        for run in (calm, shaken)
+    ]
+    states = [found.scorer.network.state_dict() for found in weights]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert calm.manifest.metrics == shaken.manifest.metrics
+    client = tracking_client(world.settings.tracking)
+    for name in ("train_loss", "learning_rate", "loss", "f1_macro_mean"):
+        histories = [client.get_metric_history(run.run_id, name) for run in (calm, shaken)]
+        steps = [metric.step for metric in histories[1]]
+        assert len(steps) == len(set(steps))
+        assert [(m.step, m.value) for m in histories[0]] == [(m.step, m.value) for m in histories[1]], name
+
+
+@pytest.mark.timeout(400)
+def test_a_repeated_run_goes_on_in_its_mlflow_run_and_a_finished_one_gives_its_result(
+    world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path
+) -> None:
+    options = {"epochs": 2, "num_workers": 1, "storage": str(tmp_path), "name": "again"}
+    config = train_config(world, dataset[0], **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray_jobs.training.run._build_scorer", _interrupted)
+        with pytest.raises(RunStopped) as stopped:
+            run_train(config, world.settings)
+    assert stopped.value.exit_code == 130
+    record = json.loads((tmp_path / "again.json").read_text())
+    first = run_train(config, world.settings)
+    assert first.run_id == record["mlflow_run_id"]
+    client = tracking_client(world.settings.tracking)
+    assert [metric.step for metric in client.get_metric_history(first.run_id, "loss")] == [0, 1]
+    again = run_train(config, world.settings)
+    assert (again.version, again.digest, again.run_id) == (first.version, first.digest, first.run_id)
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
+    world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path
+) -> None:
+    options = {"num_workers": 1, "storage": str(tmp_path), "name": "wild", "learning_rate": 1e30, "clip_norm": 1e30}
+    with pytest.raises(UserError, match=r"not finite at epoch \d+, step \d+ \(videos .+lower learning_rate"):
+        run_train(
+            train_config(world, dataset[0], optimizer="sgd", weight_decay=0.0, epochs=4, **options), world.settings
+        )
+
+
+def test_two_workers_train_as_one_does(world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path) -> None:
+    """The same crops and draws in each step; what differs is batch normalisation, which sees half a batch."""
+    options = {"storage": str(tmp_path), "epochs": 1, "backbone": "vgg11", "input_size": 32, "learning_rate": 1e-4}
+    losses = []
+    for workers in (1, 2):
+        run = run_train(
+            train_config(world, dataset[0], name=f"w{workers}", num_workers=workers, **options), world.settings
+        )
+        client = tracking_client(world.settings.tracking)
+        losses.append(client.get_metric_history(run.run_id, "loss")[-1].value)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
