@@ -15,7 +15,7 @@ _SIX_TO_FOUR = ip_network("2002::/16")
 
 
 def parse_url(url: str) -> SplitResult:
-    """The parts of an http(s) address.
+    """The parts of an http(s) address, its host in ASCII (an international name as IDNA has it).
 
     Raises:
         BadUrl: It has another scheme, no host, or a port that is none.
@@ -23,12 +23,15 @@ def parse_url(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
+        if parts.username is not None:
+            raise BadUrl("an address with a user name or a password is not fetched")
+        if not url.isascii() and parts.hostname:
+            host = parts.hostname.encode("idna").decode()
+            parts = parts._replace(netloc=f"{host}:{port}" if port else host)
+    except ValueError as error:  # UnicodeError too
         raise BadUrl(f"{error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         raise BadUrl("an address begins with http:// or https:// and names a host")
-    if parts.username is not None:
-        raise BadUrl("an address with a user name or a password is not fetched")
     return parts
 
 

@@ -90,7 +90,9 @@ def download(url: str, path: Path, rules: IngestRules, headers: Mapping[str, str
     partial = _Partial(path)
     with _request(url, rules, {**headers, **partial.condition()}) as (parts, response):
         status = response.status
-        if status == 416 and partial.num_bytes:  # the file is shorter than what we have of it
+        if status == 416 and partial.num_bytes:
+            if response.headers.get("Content-Range", "").rpartition("/")[2] == str(partial.num_bytes):
+                return _whole(partial, parts, status)  # it came before, and storage did not take it
             partial.forget()
             raise Truncated("the file has changed since a part of it was fetched", http_status=status)
         if status in _REDIRECTS:
@@ -138,6 +140,15 @@ def read_text(url: str, rules: IngestRules, *, max_bytes: int) -> str | Moved:
             raise _refusal(response)
         with _typed_errors(url):
             return response.read(max_bytes).decode("utf-8", errors="replace")
+
+
+def _whole(partial: "_Partial", parts: SplitResult, status: int) -> Downloaded:
+    """A file of which nothing is missing any more."""
+    with partial.path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        suffix = _suffix(file.read(HEAD_BYTES), parts, "")
+    return Downloaded(partial.path, partial.num_bytes, sha256, suffix, "", status, partial.num_bytes)
 
 
 class _Partial:

@@ -118,30 +118,33 @@ class _Run:
             fetchers = self._fetchers(cluster["CPU"])
             for url in urls:
                 self._add(Job(url, url))
-            running: dict[ray.ObjectRef[Answer], Job] = {}
-            while True:
-                self._give_out(fetchers, running)
-                self._note_refused()
-                progress.update(len(self._ended), self._note())
-                if not running and not self._queues.num_waiting:
-                    break
-                for reference in self._arrived(running):
-                    job = running.pop(reference)
-                    self._queues.done(job)
-                    self._take(job, _answer(reference))
-                self._commit_if_due()
-                if interrupts.received is not None:
-                    self._commit()
-                    message = (
-                        f"stopped by {interrupts.received.name}: {len(self._ended)} of {len(urls)} addresses ended"
-                    )
-                    print(f"stopped: {message}; go on with the same command", file=sys.stderr, flush=True)
-                    raise RunStopped(message, 128 + interrupts.received)
-            self._commit()
-            for fetcher in fetchers:
-                ray.kill(fetcher)
+            try:
+                self._fetch_all(fetchers, len(urls), progress, interrupts)
+            finally:
+                for fetcher in fetchers:
+                    ray.kill(fetcher)
         self._print_result(len(urls))
         return self._ended
+
+    def _fetch_all(self, fetchers: list[Any], num_urls: int, progress: RunProgress, interrupts: Interrupts) -> None:
+        running: dict[ray.ObjectRef[Answer], Job] = {}
+        while True:
+            self._give_out(fetchers, running)
+            self._note_refused()
+            progress.update(len(self._ended), self._note())
+            if not running and not self._queues.num_waiting:
+                break
+            for reference in self._arrived(running):
+                job = running.pop(reference)
+                self._queues.done(job)
+                self._take(job, _answer(reference))
+            self._commit_if_due()
+            if interrupts.received is not None:
+                self._commit()
+                message = f"stopped by {interrupts.received.name}: {len(self._ended)} of {num_urls} addresses ended"
+                print(f"stopped: {message}; go on with the same command", file=sys.stderr, flush=True)
+                raise RunStopped(message, 128 + interrupts.received)
+        self._commit()
 
     def _fetchers(self, num_cpus: float) -> list[Any]:
         """Processes all over the cluster; each address always goes to the same one, where a part of it may lie."""

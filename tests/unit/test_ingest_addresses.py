@@ -68,7 +68,16 @@ def test_odd_spellings_of_the_loopback_are_refused(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://a/b", "http:///x", "file:///etc/passwd", "http://a:0/", "http://a:99999/", "http://u:p@a/"]
+    "url",
+    [
+        "ftp://a/b",
+        "http:///x",
+        "file:///etc/passwd",
+        "http://a:0/",
+        "http://a:99999/",
+        "http://u:p@a/",
+        "http://视..频/x",
+    ],
 )
 def test_what_is_no_plain_web_address_is_refused(url: str) -> None:
     with pytest.raises(BadUrl):
@@ -78,3 +87,9 @@ def test_what_is_no_plain_web_address_is_refused(url: str) -> None:
 def test_origins_keep_scheme_and_port_apart() -> None:
     urls = ["http://a/x", "https://a/x", "http://a:8080/x", "http://[::1]:80/"]
     assert [origin_of(parse_url(url)) for url in urls] == ["http://a", "https://a", "http://a:8080", "http://[::1]:80"]
+
+
+def test_international_names_are_ascii_on_the_wire() -> None:
+    parts = parse_url("https://bücher.example:8443/视频 1.mp4?x=ä")
+    assert parts.netloc == "xn--bcher-kva.example:8443"
+    assert origin_of(parts) == "https://xn--bcher-kva.example:8443"

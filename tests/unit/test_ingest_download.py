@@ -84,6 +84,14 @@ def test_a_range_that_was_not_asked_for_is_not_glued_on(site: Site, tmp_path: Pa
     assert not (tmp_path / "v.part").exists()
 
 
+def test_a_file_that_came_whole_is_not_fetched_again(site: Site, tmp_path: Path) -> None:
+    site.handlers["/v.mp4"] = media(MP4)
+    first = _get(site, tmp_path, name="/v.mp4")
+    again = _get(site, tmp_path, name="/v.mp4")
+    assert (again.sha256, again.suffix, again.size_bytes) == (first.sha256, first.suffix, len(MP4))
+    assert site.ranges["/v.mp4"] == [None, f"bytes={len(MP4)}-"]
+
+
 def test_without_a_strong_validator_nothing_is_resumed(site: Site, tmp_path: Path) -> None:
     def handle(request: Request) -> None:
         assert request.headers["Range"] is None
@@ -245,3 +253,9 @@ def test_robots_is_read_empty_where_there_is_none_and_fails_where_the_server_doe
     site.handlers["/broken"] = status(500)
     with pytest.raises(failures.ServerError):
         read_text(site.url + "/broken", RULES, max_bytes=100)
+
+
+def test_paths_in_any_script_are_percent_encoded(site: Site, tmp_path: Path) -> None:
+    site.handlers["/%E8%A7%86%E9%A2%91%201.mp4?x=%C3%A4"] = media(MP4)
+    assert _get(site, tmp_path, name="/视频 1.mp4?x=ä").size_bytes == len(MP4)
+    assert _get(site, tmp_path, name="/%E8%A7%86%E9%A2%91%201.mp4?x=%C3%A4").size_bytes == len(MP4)
