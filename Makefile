@@ -67,6 +67,10 @@ bench-dataset: setup  ## the measured claims: finishing a dataset of 10 thousand
 bench-noise: setup  ## the measured claims: planted wrong labels that a review finds (ARGS='--dataset runs/fs2k')
 	$(PY) -m benchmarks.label_noise $(ARGS)
 
+.PHONY: bench-training
+bench-training: setup  ## the measured claims: what the reader costs (ARGS=--losses: losses side by side)
+	$(PY) -m benchmarks.training $(ARGS)
+
 .venv-bench/.done: requirements.lock requirements-bench.lock
 	@test -x .venv-bench/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-bench
 	$(UV) pip sync --quiet --require-hashes --python .venv-bench/bin/python requirements.lock requirements-bench.lock

@@ -13,6 +13,7 @@ VERBS = {
     "prepare": "Build a crops dataset from labelled videos or from FS2K's folder.",
     "review": "List the labels of a dataset that are most likely wrong, with pictures.",
     "train": "Train a scorer on a crops dataset and register it.",
+    "tune": "Search a recipe's fields, by trials on the cluster.",
     "evaluate": "Measure a scorer on a split, with slices, calibration and cases.",
     "promote": "Point the champion alias at a registered version.",
     "plan": "Show what scoring a catalog would do, without doing it.",

@@ -82,17 +82,18 @@ def fields(items: list[str] | None) -> dict[str, Any]:
     """
     import yaml
 
+    from ray_jobs.training.recipe import nested
+
     found: dict[str, Any] = {}
     for item in items or []:
         name, separator, text = item.partition("=")
         if not separator or not name:
             raise UserError(f"--set {item}: give FIELD=VALUE, for example ema=0.99")
-        *sections, field = name.split(".")
-        inner = found
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[field] = yaml.safe_load(text)
-    return found
+        try:
+            found[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {item}: the value is no YAML") from error
+    return nested(found)
 
 
 def workers(text: str) -> tuple[int | None, int]:

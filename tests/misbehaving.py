@@ -73,13 +73,19 @@ class Request(BaseHTTPRequestHandler):
         """Quiet."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Clients hang up, as they are meant to here."""
+
+
 @contextmanager
 def serving() -> Iterator[Site]:
     """A running server on a free port of the loopback."""
     site = Site()
     handler = type("SiteRequest", (Request,), {"site": site})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     site.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -74,9 +74,39 @@ def resolve_recipe(name: str | None, overrides: dict[str, Any]) -> Recipe:
     """
     from ray_jobs.recipes import read_recipe
 
-    values = read_recipe(name)
-    sections = {"augmentation": {**values.get("augmentation", {}), **overrides.get("augmentation", {})}}
-    values = values | overrides | {section: found for section, found in sections.items() if found}
+    return _validated(_merged(read_recipe(name), overrides))
+
+
+def replaced(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
+    """The recipe with some fields replaced; a section's own fields stay where the overrides have none.
+
+    Raises:
+        UserError: There is no such field, or a value breaks its rule.
+    """
+    return _validated(_merged(recipe.model_dump(mode="json"), overrides))
+
+
+def nested(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields by dotted name (``augmentation.flip``) as sections hold them."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        *sections, field = name.split(".")
+        inner = found
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[field] = value
+    return found
+
+
+def _merged(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for name, value in overrides.items():
+        within = merged.get(name)
+        merged[name] = _merged(within, value) if isinstance(within, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _validated(values: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -4,6 +4,7 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,7 +67,7 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
         update={name: storage.absolute(getattr(config, name)) for name in ("dataset", "storage")}
     )
     dataset = read_manifest(config.dataset, storage)
-    _check_dataset(config, task, dataset)
+    check_dataset(config, task, dataset)
     balance = _balance(config, task, dataset)
     tracking = settings.tracking.model_copy(update={"uri": absolute_uri(settings.tracking.uri)})
     client = tracking_client(tracking)
@@ -105,6 +106,25 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
     return TrainResult(str(version.version), digest, run_id, manifest)
 
 
+def train_trial(config: TrainConfig, settings: Settings, parent: str) -> None:
+    """Train within a trial of Ray Tune, which hears of every epoch; a nested MLflow run, and no scorer."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    task, storage = get_task(config.task), Storage(settings.storage)
+    dataset = read_manifest(config.dataset, storage)
+    check_dataset(config, task, dataset)
+    balance = _balance(config, task, dataset)
+    client = tracking_client(settings.tracking)
+    config = _with_starting_weights(config, task, client, storage)
+    run_id = _start_mlflow_run(client, settings.tracking, config, task, dataset, balance, storage, parent=parent)
+    status = RunStatus.FAILED
+    try:
+        _fit(config, task, dataset, balance, storage, settings.tracking, run_id, callbacks=[TuneReportCallback()])
+        status = RunStatus.FINISHED
+    finally:
+        client.set_terminated(run_id, RunStatus.to_string(status))
+
+
 class RunState(BaseModel):
     """What lies at ``<storage>/<name>.json``: which run this is, and how far it came."""
 
@@ -123,8 +143,12 @@ def _start_mlflow_run(
     dataset: DatasetManifest,
     balance: Balance | None,
     storage: Storage,
+    *,
+    parent: str | None = None,
 ) -> str:
     tags = {"task": task.name, "code_version": code_version()}
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent
     run = client.create_run(experiment_id(client, tracking), run_name=config.name, tags=tags)
     run_id = str(run.info.run_id)
     params = config.recipe.flat() | config.model_dump(mode="json", include={"dataset", "num_workers", "use_gpu"})
@@ -155,7 +179,12 @@ def _with_starting_weights(config: TrainConfig, task: Task, client: MlflowClient
     return config.model_copy(update={"recipe": config.recipe.model_copy(update={"weights": uri})})
 
 
-def _check_dataset(config: TrainConfig, task: Task, dataset: DatasetManifest) -> None:
+def check_dataset(config: TrainConfig, task: Task, dataset: DatasetManifest) -> None:
+    """Refuse a dataset that cannot be trained on with this recipe.
+
+    Raises:
+        UserError: It lacks the task's labels, a split, or crops for a step.
+    """
     if task.name not in dataset.tasks:
         raise UserError(f"{config.dataset} has labels for {', '.join(dataset.tasks)}, not for {task.name!r}")
     for split in ("train", "val"):
@@ -193,6 +222,8 @@ def _fit(
     storage: Storage,
     tracking: TrackingSettings,
     run_id: str,
+    *,
+    callbacks: Sequence[Any] = (),
 ) -> None:
     filesystem, root = storage.arrow_filesystem(join(config.storage, "_ray"))
     # Ray's annotation leaves out the pair that its documentation and code take.
@@ -219,10 +250,11 @@ def _fit(
         ),
         run_config=ray.train.RunConfig(
             # The checkpoints are our own: Ray's folder holds its bookkeeping alone, anew for each attempt.
-            name=f"{config.name}-{secrets.token_hex(4)}",
+            name=f"{config.name.replace('/', '-')}-{secrets.token_hex(4)}",
             storage_path=root,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            callbacks=list(callbacks),
         ),
     )
     result = trainer.fit()

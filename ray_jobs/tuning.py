@@ -1,0 +1,193 @@
+"""Search a recipe's fields: Ray Tune gives the samples and stops weak trials, each trial is a training of its own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import ray.tune
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import RunStatus
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ray.tune.schedulers import ASHAScheduler
+from rich.table import Table
+
+from infra.errors import UserError
+from infra.settings import Settings
+from infra.storage import Storage, join
+from infra.tracking import absolute_uri, experiment_id, tracking_client
+from models.tasks.base import get_task
+from ray_jobs.cluster import connect
+from ray_jobs.console import console
+from ray_jobs.crops.dataset import read_manifest
+from ray_jobs.training.config import TrainConfig
+from ray_jobs.training.recipe import Recipe, nested, replaced
+from ray_jobs.training.run import check_dataset, train_trial
+
+BEST = "best.yaml"
+NUM_SHOWN = 10
+
+
+class Span(BaseModel):
+    """Numbers from ``low`` to ``high``; whole ones where both are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low: int | float = Field(description="The least.")
+    high: int | float = Field(description="The most.")
+    log: bool = Field(False, description="Drawn evenly on a logarithmic scale.")
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low {self.low:g} and high {self.high:g} are no range{' of logarithms' * self.log}")
+        return self
+
+    def domain(self) -> Any:
+        """As Ray Tune draws from it."""
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            draw = ray.tune.lograndint if self.log else ray.tune.randint
+            return draw(self.low, self.high + 1)
+        return (ray.tune.loguniform if self.log else ray.tune.uniform)(float(self.low), float(self.high))
+
+
+@dataclass(frozen=True, slots=True)
+class TuneConfig:
+    """One search."""
+
+    base: TrainConfig
+    space: dict[str, list[Any] | Span]
+    num_trials: int = 16
+    grace_epochs: int = 3
+    num_concurrent: int | None = None
+
+
+def read_space(path: Path) -> dict[str, list[Any] | Span]:
+    """Recipe field (``augmentation.shift`` reaches inside) to its values.
+
+    Raises:
+        UserError: The file cannot be read, or a field is none of a recipe or has neither values nor a range.
+    """
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: the space cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(given, dict) or not given:
+        raise UserError(f"{path}: a space is a mapping of recipe fields to values, for example learning_rate")
+    space: dict[str, list[Any] | Span] = {}
+    for name, values in given.items():
+        if isinstance(values, list) and values:
+            space[name] = values
+            examples = values
+        else:
+            try:
+                space[name] = Span.model_validate(values)
+            except ValidationError as error:
+                raise UserError(
+                    f"{path}: {name}: {error.errors()[0]['msg']}: give [a, b] or {{low: a, high: b}}"
+                ) from error
+            examples = [values["low"], values["high"]]
+        for example in examples:
+            replaced(Recipe(), nested({name: example}))
+    return space
+
+
+def run_tune(config: TuneConfig, settings: Settings) -> Recipe:
+    """Search; the best recipe, which is also written to ``<storage>/<name>/best.yaml``.
+
+    Raises:
+        UserError: The dataset or the space is unusable, or no trial finished an epoch.
+    """
+    task, storage = get_task(config.base.task), Storage(settings.storage)
+    places = {name: storage.absolute(getattr(config.base, name)) for name in ("dataset", "storage")}
+    base = config.base.model_copy(update=places)
+    check_dataset(base, task, read_manifest(base.dataset, storage))
+    tracking = settings.tracking.model_copy(update={"uri": absolute_uri(settings.tracking.uri)})
+    settings = settings.model_copy(update={"tracking": tracking})
+    connect(settings.cluster)
+    client = tracking_client(tracking)
+    parent = client.create_run(
+        experiment_id(client, tracking), run_name=base.name, tags={"task": task.name}
+    ).info.run_id
+    status = RunStatus.FAILED
+    try:
+        results = _tuner(config, base, settings, str(parent)).fit()
+        status = RunStatus.FINISHED
+    finally:
+        _end_children(client, tracking_experiment=experiment_id(client, tracking), parent=str(parent))
+        client.set_terminated(parent, RunStatus.to_string(status))
+    found = [
+        (dict(result.metrics), dict(result.config or {}))
+        for result in (results[number] for number in range(len(results)))
+        if result.metrics and task.best_metric in result.metrics
+    ]
+    if not found:
+        errors = "; ".join(dict.fromkeys(str(error).splitlines()[-1] for error in results.errors)) or "no trial ran"
+        raise UserError(f"no trial finished an epoch: {errors}")
+    sign = -1 if task.higher_is_better else 1
+    found.sort(key=lambda trial: sign * trial[0][task.best_metric])
+    best = replaced(base.recipe, nested(found[0][1]))
+    text = yaml.safe_dump(best.model_dump(mode="json"), sort_keys=False)
+    uri = join(base.storage, base.name, BEST)
+    storage.put(uri, text.encode())
+    client.log_text(parent, text, BEST)
+    _print(task.best_metric, list(config.space), found, uri)
+    return best
+
+
+def _tuner(config: TuneConfig, base: TrainConfig, settings: Settings, parent: str) -> ray.tune.Tuner:
+    task, storage = get_task(base.task), Storage(settings.storage)
+    filesystem, root = storage.arrow_filesystem(join(base.storage, "_ray"))
+
+    def trial(sample: dict[str, Any]) -> None:
+        recipe = replaced(base.recipe, nested(sample))
+        name = f"{base.name}/{ray.tune.get_context().get_trial_id()}"
+        train_trial(base.model_copy(update={"recipe": recipe, "name": name}), settings, parent)
+
+    space = {
+        name: ray.tune.choice(values) if isinstance(values, list) else values.domain()
+        for name, values in config.space.items()
+    }
+    return ray.tune.Tuner(
+        ray.tune.with_resources(trial, {"CPU": 0.1}),  # its workers ask for their own
+        param_space=space,
+        tune_config=ray.tune.TuneConfig(
+            metric=task.best_metric,
+            mode="max" if task.higher_is_better else "min",
+            num_samples=config.num_trials,
+            max_concurrent_trials=config.num_concurrent or _room(base),
+            scheduler=ASHAScheduler(
+                time_attr="training_iteration",
+                max_t=base.recipe.epochs,
+                grace_period=min(config.grace_epochs, base.recipe.epochs),
+            ),
+        ),
+        run_config=ray.tune.RunConfig(name=base.name, storage_path=root, storage_filesystem=filesystem, verbose=0),
+    )
+
+
+def _room(base: TrainConfig) -> int:
+    """Trials that the cluster holds at the same time: each has workers, and a bit of a CPU for itself."""
+    resources = ray.cluster_resources()
+    by_cpu = int(resources.get("CPU", 1) // (base.num_workers + 1))
+    by_gpu = int(resources.get("GPU", 0) // base.num_workers) if base.use_gpu else by_cpu
+    return max(1, min(by_cpu, by_gpu))
+
+
+def _end_children(client: MlflowClient, *, tracking_experiment: str, parent: str) -> None:
+    """Trials that were stopped had no time to say so."""
+    for run in client.search_runs([tracking_experiment], f"tags.mlflow.parentRunId = '{parent}'"):
+        if run.info.status == RunStatus.to_string(RunStatus.RUNNING):
+            client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+
+
+def _print(metric: str, fields: list[str], found: list[tuple[dict[str, Any], dict[str, Any]]], uri: str) -> None:
+    table = Table(title=f"{len(found)} trials, the best first; the last figure of each")
+    for name in (metric, "epochs", *fields):
+        table.add_column(name, justify="right")
+    for metrics, sample in found[:NUM_SHOWN]:
+        chosen = [sample[name] for name in fields]
+        values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in chosen]
+        table.add_row(f"{metrics[metric]:.4f}", str(metrics["training_iteration"]), *values)
+    console.print(table)
+    console.print(f"wrote {uri}: train --recipe takes it", highlight=False)
