@@ -64,6 +64,7 @@ class Attractiveness(Task):
         "Known weak spots: cut-off or half faces, sunglasses, profile views, blur, labels that are wrong.",
     )
     heads = (Head(name="score", classes=tuple(SCORES.tolist())),)
+    losses = ("label_distribution", "cross_entropy", "mean_variance")
     best_metric = "mae"
     higher_is_better = False
 
@@ -85,6 +86,7 @@ class Attractiveness(Task):
         Mean-variance: Pan, Han, Shan, Chen, "Mean-Variance Loss for Deep Age Estimation from a Face", 2018, eq. 6: the
         cross-entropy, plus 0.2 of half the squared error of the expectation, plus 0.05 of the distribution's variance.
         """
+        self.check_loss(kind)
         known = targets[:, 0] != MISSING
         scores = torch.arange(LOWEST, HIGHEST + 1, device=targets.device, dtype=torch.float32)
         index = targets[:, 0].clamp(min=0)
@@ -102,8 +104,6 @@ class Attractiveness(Task):
             if kind == "mean_variance":
                 variance = (p * (scores - mean[:, None]) ** 2).sum(dim=1)
                 per_row = per_row + 0.2 * 0.5 * (mean - truth) ** 2 + 0.05 * variance
-            elif kind != "cross_entropy":
-                raise UserError(f"{self.name} has no loss {kind!r}: label_distribution, cross_entropy, mean_variance")
         return (per_row * known).sum() / known.sum().clamp(min=1)
 
     @override

@@ -100,6 +100,8 @@ class Task(ABC):
     limits: ClassVar[tuple[str, ...]]
     """Sentences for the model card: what the outputs must not be taken for."""
     heads: ClassVar[tuple[Head, ...]]
+    losses: ClassVar[tuple[str, ...]] = ("cross_entropy",)
+    """Losses to choose from; the first is the default."""
     best_metric: ClassVar[str]
     """The metric that chooses the best epoch."""
     higher_is_better: ClassVar[bool]
@@ -146,8 +148,7 @@ class Task(ABC):
         Raises:
             UserError: The task has no such loss.
         """
-        if kind not in ("default", "cross_entropy"):
-            raise UserError(f"{self.name} has no loss {kind!r}: cross_entropy")
+        self.check_loss(kind)
         losses = []
         for column, head in enumerate(self.heads):
             target = targets[:, column]
@@ -160,6 +161,15 @@ class Task(ABC):
             )
             losses.append(total / (target != MISSING).sum().clamp(min=1))
         return torch.stack(losses).mean()
+
+    def check_loss(self, kind: str) -> None:
+        """Refuse a loss that is none of the task's.
+
+        Raises:
+            UserError: It is not; names those there are.
+        """
+        if kind not in ("default", *self.losses):
+            raise UserError(f"{self.name} has no loss {kind!r}; it has {', '.join(self.losses)}")
 
     @abstractmethod
     def columns(

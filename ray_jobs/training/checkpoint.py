@@ -8,6 +8,7 @@ import torch
 from infra.storage import ObjectNotFound, Storage, join
 
 LAST, BEST = "last.pt", "best.pt"
+STOPPED = "stopped.txt"
 
 
 class Checkpoints:
@@ -25,6 +26,21 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         self._storage.put(join(self._folder, name), buffer.getvalue())
+
+    def stop(self, why: str) -> None:
+        """Note that the run cannot go on, whatever is tried again."""
+        self._storage.put(join(self._folder, STOPPED), why.encode())
+
+    def stopped(self) -> str | None:
+        """Why the run cannot go on; None where nothing was noted."""
+        try:
+            return self._storage.read_all(join(self._folder, STOPPED)).decode()
+        except ObjectNotFound:
+            return None
+
+    def start(self) -> None:
+        """Forget such a note of an earlier try."""
+        self._storage.delete(join(self._folder, STOPPED))
 
     def load(self, name: str, device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """A checkpoint; None where there is none. Runs no code: tensors and plain values only."""

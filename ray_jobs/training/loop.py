@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from infra.errors import UserError
 from infra.storage import Storage
 from models.network import Network, build_network
 from models.tasks.base import get_task
@@ -29,7 +30,6 @@ from ray_jobs.training.learning import (
     resolve_precision,
 )
 from ray_jobs.training.reader import Batch, CropReader, Pair, read_validation
-from ray_jobs.training.report_keys import STOPPED
 from ray_jobs.training.run_log import RunLog
 
 VALIDATION_BATCH = 256
@@ -41,10 +41,15 @@ class CannotGoOn(Exception):
 
 def train(worker: WorkerConfig) -> None:
     """Train to the end of the recipe, from where the run's last checkpoint is; rank 0 saves and logs."""
+    checkpoints = Checkpoints(worker.train.storage, worker.train.name, Storage(worker.storage))
+    if checkpoints.stopped() is not None:
+        return
     try:
         _Training(worker).run()
-    except CannotGoOn as error:
-        ray.train.report({STOPPED: str(error)})
+    except (CannotGoOn, UserError) as error:
+        checkpoints.stop(str(error))
+        if ray.train.get_context().get_world_size() > 1:
+            raise  # other workers may wait for this one: Ray starts them all again, and they find the note
 
 
 class _Training:
@@ -224,6 +229,11 @@ class _Training:
         logits, targets = validate(
             self._validated(), self._validation, self._worker.input, device=self._device, world=self._world
         )
+        if not all(torch.isfinite(values).all() for values in logits.values()):
+            raise CannotGoOn(
+                f"the network's answers on the validation split are not finite after epoch {self._epoch}: the last "
+                "checkpoint is kept; lower learning_rate, or use precision float32"
+            )
         probabilities = {name: values.softmax(1).numpy() for name, values in logits.items()}
         metrics = self._task.metrics(probabilities, targets.numpy())
         value, sign = metrics[self._task.best_metric], 1 if self._task.higher_is_better else -1

@@ -38,7 +38,7 @@ class Recipe(BaseModel):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Of cross-entropies.")
     mixup: float = Field(0.0, ge=0, description="Beta distribution's parameter of mixing two crops; 0: none.")
     loss: Literal["default", "cross_entropy", "label_distribution", "mean_variance"] = Field(
-        "default", description="A scored task's loss; default: the task's own."
+        "default", description="One of the task's losses; default: its first."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the last layer.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

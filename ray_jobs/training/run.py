@@ -36,7 +36,6 @@ from ray_jobs.training.checkpoint import BEST, Checkpoints
 from ray_jobs.training.config import TrainConfig, WorkerConfig
 from ray_jobs.training.progress import EpochLines
 from ray_jobs.training.recipe import Recipe
-from ray_jobs.training.report_keys import STOPPED
 from ray_jobs.training.worker import train_worker
 
 
@@ -185,6 +184,7 @@ def check_dataset(config: TrainConfig, task: Task, dataset: DatasetManifest) -> 
     Raises:
         UserError: It lacks the task's labels, a split, or crops for a step.
     """
+    task.check_loss(config.recipe.loss)
     if task.name not in dataset.tasks:
         raise UserError(f"{config.dataset} has labels for {', '.join(dataset.tasks)}, not for {task.name!r}")
     for split in ("train", "val"):
@@ -257,9 +257,11 @@ def _fit(
             callbacks=list(callbacks),
         ),
     )
-    result = trainer.fit()
-    if result.metrics and STOPPED in result.metrics:
-        raise UserError(f"run {config.name}: {result.metrics[STOPPED]}")
+    checkpoints = Checkpoints(config.storage, config.name, storage)
+    checkpoints.start()
+    trainer.fit()
+    if (why := checkpoints.stopped()) is not None:
+        raise UserError(f"run {config.name}: {why}")
 
 
 def input_config(recipe: Recipe, dataset: DatasetManifest) -> InputConfig:

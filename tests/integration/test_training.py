@@ -1,18 +1,15 @@
 """Preparing and training on a local Ray cluster: from labelled videos to a registered scorer that scores."""
 
 import json
-import os
-import signal
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-import torch
-from ray.util.state import list_actors
 
 from infra.errors import RunStopped, UserError
 from infra.storage import Storage
@@ -189,12 +186,9 @@ def test_a_killed_worker_changes_nothing(world: World, dataset: tuple[str, Datas
         while not killed:
             state = last.load(LAST)
             if state is not None and state["epoch"] >= 1 and state["step"] > 0:
-                (actor,) = [
-                    actor
-                    for actor in list_actors(filters=[("state", "=", "ALIVE")])
-                    if "TrainWorker" in actor.class_name
-                ]
-                os.kill(actor.pid, signal.SIGKILL)
+                mine = psutil.Process().children(recursive=True)
+                (worker,) = [process for process in mine if "RayTrainWorker" in " ".join(process.cmdline())]
+                worker.kill()
                 killed.append(state["step"])
             time.sleep(0.02)
 
@@ -203,13 +197,7 @@ def test_a_killed_worker_changes_nothing(world: World, dataset: tuple[str, Datas
     shaken = run_train(train_config(world, dataset[0], name="shaken", **options), world.settings)
     thread.join(timeout=1)
     assert killed
-    assert shaken.digest != calm.digest  # the names in the manifests differ,
-    weights = [
-        registry.resolve(tracking_client(world.settings.tracking), f"models:/facereel-fs2k/{run.version}", task="fs2k")
-        for run in (calm, shaken)
-    ]
-    states = [found.scorer.network.state_dict() for found in weights]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert shaken.digest == calm.digest
     assert calm.manifest.metrics == shaken.manifest.metrics
     client = tracking_client(world.settings.tracking)
     for name in ("train_loss", "learning_rate", "loss", "f1_macro_mean"):
@@ -246,21 +234,8 @@ def _interrupted(*_: object) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
     world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path
 ) -> None:
-    options = {"num_workers": 1, "storage": str(tmp_path), "name": "wild", "learning_rate": 1e30, "clip_norm": 1e30}
+    options: dict[str, object] = {"num_workers": 1, "storage": str(tmp_path), "name": "wild", "log_every_steps": 1}
+    options |= {"optimizer": "sgd", "learning_rate": 1e30, "clip_norm": 1e30, "weight_decay": 0.0, "batch_size": 4}
     with pytest.raises(UserError, match=r"not finite at epoch \d+, step \d+ \(videos .+lower learning_rate"):
-        run_train(
-            train_config(world, dataset[0], optimizer="sgd", weight_decay=0.0, epochs=4, **options), world.settings
-        )
-
-
-def test_two_workers_train_as_one_does(world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path) -> None:
-    """The same crops and draws in each step; what differs is batch normalisation, which sees half a batch."""
-    options = {"storage": str(tmp_path), "epochs": 1, "backbone": "vgg11", "input_size": 32, "learning_rate": 1e-4}
-    losses = []
-    for workers in (1, 2):
-        run = run_train(
-            train_config(world, dataset[0], name=f"w{workers}", num_workers=workers, **options), world.settings
-        )
-        client = tracking_client(world.settings.tracking)
-        losses.append(client.get_metric_history(run.run_id, "loss")[-1].value)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        run_train(train_config(world, dataset[0], **options), world.settings)
+    assert not (tmp_path / "wild" / "best.pt").exists()

@@ -165,3 +165,13 @@ def test_erased_squares_are_as_many_and_as_large_as_configured():
 def test_impossible_input_configs_are_refused(field):
     with pytest.raises(ValueError, match="validation error"):
         InputConfig(**field)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_an_image_is_varied_alike_however_a_batch_is_shared(world):
+    images = smooth_images(8)
+    whole = augment(images, AugmentConfig(), generator())
+    for rank in range(world):
+        part = slice(rank, None, world)
+        shared = augment(images[part], AugmentConfig(), generator(), num_images=8, part=part)
+        assert torch.equal(shared, whole[part])
