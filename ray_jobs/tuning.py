@@ -158,7 +158,7 @@ def _tuner(config: TuneConfig, base: TrainConfig, settings: Settings, parent: st
             max_concurrent_trials=config.num_concurrent or _room(base),
             scheduler=ASHAScheduler(
                 time_attr="training_iteration",
-                max_t=base.recipe.epochs,
+                max_t=base.recipe.epochs + 1,  # who gets to the end ends by itself
                 grace_period=min(config.grace_epochs, base.recipe.epochs),
             ),
         ),

@@ -22,8 +22,9 @@ from ray_jobs.score_config import ScoreConfig
 from ray_jobs.scoring import run_score
 from ray_jobs.training.checkpoint import LAST, Checkpoints
 from ray_jobs.training.config import TrainConfig
-from ray_jobs.training.recipe import Recipe
+from ray_jobs.training.recipe import Recipe, resolve_recipe
 from ray_jobs.training.run import TrainResult, run_train
+from ray_jobs.tuning import TuneConfig, run_tune
 from tests.integration.conftest import FACE_POLICY, FRAME_POLICY, World
 
 pytestmark = pytest.mark.ray
@@ -239,3 +240,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
     with pytest.raises(UserError, match=r"not finite at epoch \d+, step \d+ \(videos .+lower learning_rate"):
         run_train(train_config(world, dataset[0], **options), world.settings)
     assert not (tmp_path / "wild" / "best.pt").exists()
+
+
+@pytest.mark.timeout(400)
+def test_a_search_tries_recipes_and_writes_the_best(
+    world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path
+) -> None:
+    base = train_config(world, dataset[0], name="search", storage=str(tmp_path), num_workers=1, epochs=1)
+    config = TuneConfig(base=base, space={"learning_rate": [1e-3, 1e-4]}, num_trials=2, num_concurrent=2)
+    best = run_tune(config, world.settings)
+    assert best.learning_rate in (1e-3, 1e-4)
+    assert resolve_recipe(str(tmp_path / "search" / "best.yaml"), {}) == best
+    client = tracking_client(world.settings.tracking)
+    experiment = client.get_experiment_by_name(world.settings.tracking.experiment)
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.mlflow.runName = 'search'")
+    children = client.search_runs([experiment.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+    assert len(children) == 2
+    assert {run.info.status for run in [parent, *children]} == {"FINISHED"}
+    assert all("f1_macro_mean" in run.data.metrics for run in children)
