@@ -92,6 +92,7 @@ class _Training:
         self._schedule = make_schedule(self._optimizer, self._recipe, self._reader.steps_per_epoch)
         self._average = make_average(self._network, self._recipe)
         self._epoch, self._step = 0, 0  # the next step to make
+        self._loss_sum, self._num_losses = 0.0, 0  # of the epoch so far
         self._best: float | None = None
         self._best_epoch = -1
         self._resume()
@@ -117,7 +118,7 @@ class _Training:
         """The rest of the epoch."""
         self._model.train()
         losses: list[tuple[Batch, torch.Tensor]] = []
-        total, num_steps, num_crops, waited_s = 0.0, 0, 0, 0.0
+        num_crops, waited_s = 0, 0.0
         start = mark = time.perf_counter()
         for batch in self._reader.epoch(self._epoch, self._step):
             waited_s += time.perf_counter() - mark
@@ -128,7 +129,8 @@ class _Training:
             is_due = self._step % self._worker.train.checkpoint_every_steps == 0 and not is_last
             if is_due or is_last or len(losses) == self._worker.train.log_every_steps:
                 mean = self._checked_mean(losses)
-                total, num_steps = total + mean * len(losses), num_steps + len(losses)
+                self._loss_sum += mean * len(losses)
+                self._num_losses += len(losses)
                 self._log_steps(mean)
                 losses.clear()
             if is_due:
@@ -136,7 +138,7 @@ class _Training:
             mark = time.perf_counter()
         elapsed_s = time.perf_counter() - start
         return {
-            "loss": total / max(num_steps, 1),
+            "loss": self._loss_sum / max(self._num_losses, 1),
             "train_crops_per_s": num_crops / elapsed_s,
             "reader_wait_share": waited_s / elapsed_s,
         }
@@ -242,6 +244,7 @@ class _Training:
             self._best, self._best_epoch = value, self._epoch
         epoch = self._epoch
         self._epoch, self._step = self._epoch + 1, 0
+        self._loss_sum, self._num_losses = 0.0, 0
         if self._log is not None:
             if is_better:
                 state: dict[str, Any] = {
@@ -279,6 +282,8 @@ class _Training:
                 "schedule": self._schedule.last_epoch,
                 "epoch": self._epoch,
                 "step": self._step,
+                "loss_sum": self._loss_sum,
+                "num_losses": self._num_losses,
                 "best": self._best,
                 "best_epoch": self._best_epoch,
             },
@@ -294,6 +299,7 @@ class _Training:
             self._average.load_state_dict(state["average"])
         self._schedule.last_epoch = state["schedule"]
         self._epoch, self._step = state["epoch"], state["step"]
+        self._loss_sum, self._num_losses = state["loss_sum"], state["num_losses"]
         self._best, self._best_epoch = state["best"], state["best_epoch"]
 
 
