@@ -191,10 +191,10 @@ def test_a_bucket_takes_large_files_in_parts(site: Site, tmp_path: Path, ray_clu
             region_name="us-east-1",
             aws_access_key_id="key",
             aws_secret_access_key="secret",
-        ).create_bucket(Bucket="media")
+        ).create_bucket(Bucket="fetched")
         settings = ray_cluster.model_copy(update={"storage": storage})
         source = _listed(tmp_path, site, *site.handlers)
-        states = run_ingest(IngestConfig(source=source, into="s3://media/videos", rules=RULES), settings)
+        states = run_ingest(IngestConfig(source=source, into="s3://fetched/videos", rules=RULES), settings)
         assert {known.state for known in states.values()} == {"fetched"}
         assert len({known.uri for known in states.values()}) == 2
         uri = states[f"{site.url}/large"].uri
