@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from infra.errors import TypedError
-
 
 @dataclass(frozen=True, slots=True)
 class Failed:
@@ -17,8 +15,14 @@ class Failed:
     retry_after_s: float | None = None
 
 
-class FetchFailure(TypedError):
-    """Base of the reasons; ``retry_after_s`` is what the host asked for, ``http_status`` its answer's code."""
+class FetchFailure(Exception):
+    """Base of the reasons; ``retry_after_s`` is what the host asked for, ``http_status`` its answer's code.
+
+    No `TypedError`: the reasons of those are the quarantine table's, and some names are the same.
+    """
+
+    reason: ClassVar[str]
+    retryable: ClassVar[bool] = False
 
     def __init__(self, detail: str, *, http_status: int | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(detail)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ray_jobs.ingesting.failures import Failed
+from infra.errors import TypedError
+from ray_jobs.ingesting.failures import Failed, FetchFailure
 from ray_jobs.ingesting.queues import HostQueues, Job
 from ray_jobs.ingesting.rules import HostRules, IngestRules
 
@@ -102,3 +103,7 @@ def test_a_host_that_is_given_up_refuses_what_waits_and_what_comes() -> None:
 def test_headers_for_one_host_do_not_go_to_another(target: str, kept: dict[str, str]) -> None:
     moved = Job("http://p/1", "http://a/1", {"Referer": "x"}).moved(target)
     assert (moved.url, moved.target, moved.headers, moved.redirects) == ("http://p/1", target, kept, 1)
+
+
+def test_reasons_of_fetching_are_not_reasons_of_the_quarantine() -> None:
+    assert not issubclass(FetchFailure, TypedError)
