@@ -20,11 +20,11 @@ from sklearn.metrics import average_precision_score
 
 from infra.settings import Settings, load_settings
 from infra.storage import Storage
-from models.tasks.base import MISSING, Head, get_task
+from models.tasks.base import Head, get_task
 from ray_jobs.cluster import connect
 from ray_jobs.crops.dataset import part_uris, read_manifest
 from ray_jobs.labels.noise import find_doubts
-from ray_jobs.reviewing import choose_crops, crop_features
+from ray_jobs.reviewing import choose_crops, crop_features, labelled_videos
 
 SHARE, SEEDS = 0.05, (0, 1, 2)
 
@@ -51,15 +51,11 @@ def measure(dataset: str, settings: Settings) -> list[tuple[str, ...]]:
     parts = [uri for split in ("train", "val") for uri in part_uris(dataset, manifest, split)]
     rows = choose_crops(parts, storage, list(heads), 3)
     features = crop_features(parts, storage, rows)
-    ids = np.asarray(rows["video_id"].to_pylist())
     table = []
     for head in heads.values():
-        known = np.flatnonzero(head.encode(rows[head.name].to_pylist()) != MISSING)
-        videos, first, items = np.unique(ids[known], return_index=True, return_inverse=True)
-        of_video = rows.take(known[first])
-        targets = head.encode(of_video[head.name].to_pylist())
-        people = [a or b for a, b in zip(of_video["creator_id"].to_pylist(), videos.tolist(), strict=True)]
-        table.append((head.name, f"{len(videos):,}", *_found(features[known], items, targets, people, head)))
+        labelled = labelled_videos(head, rows)
+        found = _found(features[labelled.known], labelled.items, labelled.targets, labelled.creators, head)
+        table.append((head.name, f"{len(labelled.videos):,}", *found))
     return table
 
 

@@ -113,6 +113,31 @@ class _Features:
         return found if self._reduced is None else self._reduced.transform(found).astype(np.float32)
 
 
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """The videos that have a label; ``known`` and ``items`` are by crop."""
+
+    known: npt.NDArray[np.int64]  # numbers of the crops among all
+    items: npt.NDArray[np.int64]  # number of each such crop's video
+    videos: list[str]
+    rows: pa.Table  # one crop of each video
+    targets: npt.NDArray[np.int64]
+    creators: list[str]  # a video without one is its own
+
+
+def labelled_videos(head: Head, rows: pa.Table) -> Labelled:
+    """The chosen crops by the videos that have this label."""
+    known = np.flatnonzero(head.encode(rows[head.name].to_pylist()) != MISSING)
+    videos, first, items = np.unique(
+        np.asarray(rows["video_id"].to_pylist())[known], return_index=True, return_inverse=True
+    )
+    of_video = rows.take(known[first])
+    pairs = zip(of_video["creator_id"].to_pylist(), videos.tolist(), strict=True)
+    creators = [creator or video for creator, video in pairs]
+    targets = head.encode(of_video[head.name].to_pylist())
+    return Labelled(known, items, videos.tolist(), of_video, targets, creators)
+
+
 def _reviewed(
     head: Head,
     rows: pa.Table,
@@ -122,30 +147,22 @@ def _reviewed(
     limit: int,
 ) -> LabelReview:
     """Cross-validate one label over the videos that have it."""
-    known = np.flatnonzero(head.encode(rows[head.name].to_pylist()) != MISSING)
-    videos, first, items = np.unique(
-        np.asarray(rows["video_id"].to_pylist())[known], return_index=True, return_inverse=True
-    )
-    of_video = rows.take(known[first])
-    targets = head.encode(of_video[head.name].to_pylist())
-    creators = [
-        creator or video_id
-        for creator, video_id in zip(of_video["creator_id"].to_pylist(), videos.tolist(), strict=True)
-    ]
+    labelled = labelled_videos(head, rows)
+    videos, of_video, targets = labelled.videos, labelled.rows, labelled.targets
     try:
-        doubts = find_doubts(features[known], items, targets, creators, head.classes)
+        doubts = find_doubts(features[labelled.known], labelled.items, targets, labelled.creators, head.classes)
     except ValueError as error:
         return LabelReview(head.name, len(videos), 0, None, None, [], str(error))
     order = [int(i) for i in np.argsort(-doubts.doubt, kind="stable") if doubts.is_doubted[i]][:limit]
-    pictures = _pictures(parts, storage, rows, [str(videos[i]) for i in order])
+    pictures = _pictures(parts, storage, rows, [videos[i] for i in order])
     doubtful = [
         Doubtful(
-            video_id=str(videos[i]),
+            video_id=videos[i],
             source=of_video["source"][i].as_py(),
             given=str(head.classes[targets[i]]).lower(),
             suggested=str(head.classes[doubts.predicted[i]]).lower(),
             doubt=float(doubts.doubt[i]),
-            pictures=pictures[str(videos[i])],
+            pictures=pictures[videos[i]],
         )
         for i in order
     ]

@@ -84,6 +84,17 @@ def test_put_if_absent_keeps_what_is_there(place):
     assert place.storage.read_all(uri) == b"mine"
 
 
+@pytest.mark.parametrize("num_bytes", [10, 17 << 20])  # in one request, and in parts
+def test_put_file_if_absent_keeps_what_is_there(place, tmp_path, num_bytes):
+    uri, source = join(place.root, "video"), tmp_path / "source"
+    source.write_bytes(bytes(num_bytes))
+    assert place.storage.put_file(uri, source, if_absent=True) == place.storage.stat(uri)
+    source.write_bytes(b"another")
+    with pytest.raises(AlreadyExists, match="video"):
+        place.storage.put_file(uri, source, if_absent=True)
+    assert place.storage.read_all(uri) == bytes(num_bytes)
+
+
 def test_listing_is_of_the_folder_sorted_like_keys_and_begins_with_the_uri_given(place):
     names = ["a.txt", "a/b/1.mp4", "a/ä%41 #1?.mp4", "a/+.mp4", "a0", "ab/c.mp4"]
     for name in names:

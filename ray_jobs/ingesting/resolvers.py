@@ -41,9 +41,10 @@ def load_resolver(name: str) -> Resolver:
         return YtDlp()
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)()  # type: ignore[no-any-return]
+        resolver: Resolver = getattr(importlib.import_module(module), attribute)()
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"--resolver {name}: give {YT_DLP}, or package.module:Class ({error})") from error
+    return resolver
 
 
 class YtDlp:

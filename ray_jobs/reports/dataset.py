@@ -1,19 +1,16 @@
 """The card of a crops dataset: one HTML file with what went in, what was left out and why, and what is there."""
 
-import base64
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow.dataset as pads
-from PIL import Image
 
 from infra.storage import Storage
 from models.tasks.base import Head, get_task
-from ray_jobs.crops.dataset import DatasetManifest, decode_crop, part_uris
+from ray_jobs.crops.dataset import DatasetManifest, part_uris
 from ray_jobs.reports import plots
 from ray_jobs.reports.facts import Bin
-from ray_jobs.reports.page import environment
+from ray_jobs.reports.page import crop_address, environment
 from ray_jobs.training.balance import Balance
 
 PICTURE_PX = 96
@@ -96,11 +93,5 @@ def _faces(
     table = pads.dataset(paths, filesystem=filesystem).to_table(columns=["crop", head.name], filter=rank < of_class)
     by_class: dict[object, list[str]] = {}
     for row in table.to_pylist():
-        by_class.setdefault(row[head.name], []).append(_address(row["crop"]))
+        by_class.setdefault(row[head.name], []).append(crop_address(row["crop"], PICTURE_PX))
     return [(str(value).lower(), by_class[value]) for value in head.classes if value in by_class]
-
-
-def _address(crop: bytes) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(decode_crop(crop)).resize((PICTURE_PX, PICTURE_PX)).save(buffer, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

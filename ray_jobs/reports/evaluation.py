@@ -1,17 +1,13 @@
 """The page of an evaluation: figures, errors, confusion, calibration, slices, and the best and worst cases."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from PIL import Image
 
 from models.evaluation import Evaluation, Figure
 from models.registry import ResolvedScorer
 from models.tasks.base import Task
-from ray_jobs.crops.dataset import DatasetManifest, decode_crop
-from ray_jobs.reports.page import environment
+from ray_jobs.crops.dataset import DatasetManifest
+from ray_jobs.reports.page import crop_address, environment
 from ray_jobs.reports.plots import Plot
 
 PICTURE_PX = 112
@@ -30,9 +26,7 @@ class Case:
     @property
     def address(self) -> str:
         """The picture as the address of a small JPEG."""
-        buffer = io.BytesIO()
-        Image.fromarray(decode_crop(self.picture)).resize((PICTURE_PX, PICTURE_PX)).save(buffer, "JPEG", quality=82)
-        return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return crop_address(self.picture, PICTURE_PX)
 
 
 @dataclass(frozen=True, slots=True)

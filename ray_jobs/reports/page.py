@@ -1,9 +1,14 @@
 """What all report pages share: templates, and how names, figures and times are written."""
 
+import base64
+import io
 from datetime import UTC, datetime
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from ray_jobs.crops.dataset import decode_crop
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -38,3 +43,10 @@ def _figure(value: str | int | float) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 1 else f"{value:,.2f}"
     return f"{value:,}" if isinstance(value, int) else value
+
+
+def crop_address(crop: bytes, side_px: int) -> str:
+    """An encoded crop as the address of a small JPEG, to stand in the page itself."""
+    buffer = io.BytesIO()
+    Image.fromarray(decode_crop(crop)).resize((side_px, side_px)).save(buffer, "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,15 +1,11 @@
 """The page of a label review: doubtful labels with their pictures, verdicts by click, and the table to take away."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image
-
-from ray_jobs.crops.dataset import DatasetManifest, decode_crop
+from ray_jobs.crops.dataset import DatasetManifest
 from ray_jobs.labels.verdicts import COLUMNS, RIGHT, WRONG
-from ray_jobs.reports.page import environment
+from ray_jobs.reports.page import crop_address, environment
 
 PICTURE_PX = 112
 
@@ -28,7 +24,7 @@ class Doubtful:
     @property
     def addresses(self) -> list[str]:
         """The pictures as addresses of small JPEGs."""
-        return [_address(picture) for picture in self.pictures]
+        return [crop_address(picture, PICTURE_PX) for picture in self.pictures]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +47,3 @@ def review_page(manifest: DatasetManifest, dataset: str, reviews: Sequence[Label
         .get_template("review.html.j2")
         .render(manifest=manifest, dataset=dataset, reviews=reviews, columns=COLUMNS, verdicts=(RIGHT, WRONG))
     )
-
-
-def _address(crop: bytes) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(decode_crop(crop)).resize((PICTURE_PX, PICTURE_PX)).save(buffer, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -98,7 +98,7 @@ class _Training:
         self._resume()
         self._model: nn.Module = ray.train.torch.prepare_model(self._network)
         if self._recipe.compile:
-            self._model = torch.compile(self._model)  # type: ignore[assignment]
+            self._model.compile()
         self._log = RunLog(worker) if self._rank == 0 else None
         if self._log is not None:
             self._log.tag("precision", str(self._precision).removeprefix("torch."))

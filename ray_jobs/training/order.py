@@ -11,10 +11,11 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Neighbouring steps of an epoch and the row groups that their crops lie in."""
+    """Row groups of an epoch, the steps that end in them, and what later steps need of them and of earlier ones."""
 
     groups: tuple[int, ...]
-    batches: tuple[Rows, ...]  # rows of each step, over all workers
+    batches: tuple[Rows, ...]  # rows of each step, over all workers; the first ones may begin in earlier windows
+    later: Rows  # rows of this and of earlier windows that steps of later windows begin with
 
 
 class EpochOrder:
@@ -52,17 +53,20 @@ class EpochOrder:
         rows = [np.repeat(piece, 1 if copies is None else copies[piece]) for piece in pieces]
         order = np.concatenate([rng.permutation(piece) for piece in rows])
         window_of = np.repeat(np.arange(len(rows)), [len(piece) for piece in rows])
-        windows: list[Window] = []
-        batches = np.array_split(np.arange(len(order)), self.num_steps(len(order)))
-        # A step belongs to the window of its first row; its last rows may lie in the next one, which is read with it.
-        first_windows = np.asarray([window_of[batch[0]] for batch in batches])
-        for index in range(len(rows)):
-            steps = [step for step in np.flatnonzero(first_windows == index) if step >= first_step]
-            if steps:
-                last = window_of[batches[steps[-1]][-1]]
-                groups = [group for window in range(index, last + 1) for group in groups_of[window]]
-                windows.append(Window(tuple(groups), tuple(order[batches[step]] for step in steps)))
-        return windows
+        batches = np.array_split(np.arange(len(order)), self.num_steps(len(order)))[first_step:]
+        if not batches:
+            return []
+        order, window_of = order[batches[0][0] :], window_of[batches[0][0] :]
+        batches = [batch - batches[0][0] for batch in batches]
+        ends_in = np.repeat([window_of[batch[-1]] for batch in batches], [len(batch) for batch in batches])
+        return [
+            Window(
+                tuple(groups_of[window]),
+                tuple(order[batch] for batch in batches if window_of[batch[-1]] == window),
+                order[(window_of <= window) & (ends_in > window)],
+            )
+            for window in np.unique(window_of).tolist()
+        ]
 
     def num_steps(self, num_rows: int) -> int:
         """Steps of an epoch of so many rows, copies included."""

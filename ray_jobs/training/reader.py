@@ -103,9 +103,10 @@ class CropReader:
 
     def _streamed(self, windows: Sequence[Window], step: int) -> Iterator[Batch]:
         with ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(DECODE_THREADS) as decoders:
+            held: dict[int, bytes] = {}
             waiting = [loader.submit(self._files.encoded, windows[0].groups)] if windows else []
             for index, window in enumerate(windows):
-                encoded = waiting.pop(0).result()
+                encoded = held | waiting.pop(0).result()
                 if index + 1 < len(windows):
                     waiting.append(loader.submit(self._files.encoded, windows[index + 1].groups))
                 for rows in window.batches:
@@ -113,6 +114,7 @@ class CropReader:
                     crops = np.stack(list(decoders.map(decode_crop, [encoded[row] for row in own.tolist()])))
                     yield Batch(step, own, len(rows), torch.from_numpy(crops), self._targets[own])
                     step += 1
+                held = {row: encoded[row] for row in window.later.tolist()}
 
 
 def read_validation(parts: Sequence[str], storage: Storage, task: Task, *, rank: int, world: int) -> Pair:

@@ -16,6 +16,7 @@ from infra.storage import Storage
 from models.tasks.base import get_task
 from ray_jobs.crops.dataset import encode_crop
 from ray_jobs.training.balance import Balance
+from ray_jobs.training.order import EpochOrder
 from ray_jobs.training.reader import CropReader
 from tests.unit.test_crops_dataset import picture
 
@@ -140,3 +141,19 @@ def test_a_missing_row_group_is_an_error_where_it_is_read(part: str) -> None:
     reader._files.encoded = lambda groups: (_ for _ in ()).throw(OSError("gone"))
     with pytest.raises(OSError, match="gone"):
         list(reader.epoch(0))
+
+
+@pytest.mark.parametrize("window_rows", [5, 20, 45])
+def test_an_epoch_reads_every_row_group_once(window_rows: int) -> None:
+    order = EpochOrder([7] * 9, batch_size=10, seed=0, window_rows=window_rows)
+    for first_step in (0, 3):
+        windows = order.windows(1, None, first_step)
+        groups = [group for window in windows for group in window.groups]
+        assert len(groups) == len(set(groups))
+        assert first_step or sorted(groups) == list(range(9))
+        held: set[int] = set()
+        for window in windows:
+            held |= {row for group in window.groups for row in range(7 * group, 7 * group + 7)}
+            assert all(set(batch.tolist()) <= held for batch in window.batches)
+            held = set(window.later.tolist())
+        assert not held
