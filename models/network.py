@@ -44,6 +44,15 @@ class Network(nn.Module):
         return {head.name: part for head, part in zip(self.heads, parts, strict=True)}
 
 
+def answer(network: Network, images: torch.Tensor, *, mirror: bool) -> dict[str, torch.Tensor]:
+    """Logits per head, float[n, C] each; with ``mirror`` the means of the images' and their mirror images' logits."""
+    logits: dict[str, torch.Tensor] = network(images)
+    if not mirror:
+        return logits
+    mirrored: dict[str, torch.Tensor] = network(images.flip(3))
+    return {name: (values + mirrored[name]) / 2 for name, values in logits.items()}
+
+
 def backbone_names() -> list[str]:
     """torchvision's classification models that can be a backbone, sorted."""
     return [name for name in list_models(module=torchvision.models) if name not in _UNSUPPORTED]

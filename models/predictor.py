@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from infra.errors import UserError
+from models.network import answer
 from models.scorer import Scorer
 from models.transforms import as_tensor, to_input
 
@@ -134,8 +135,7 @@ class Predictor:
             batch = batch.pin_memory().to(self.device, non_blocking=True)
         images = to_input(batch, self.scorer.manifest.input)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            logits: dict[str, torch.Tensor] = self._network(images)
-        return logits
+            return answer(self._network, images, mirror=self.scorer.manifest.input.mirror)
 
     def _columns(self, probabilities: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, list[Any]]:
         columns = self.task.columns(probabilities, self.scorer.manifest.calibration.half_widths)

@@ -24,6 +24,9 @@ class InputConfig(BaseModel):
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
         default=(0.229, 0.224, 0.225), description="R, G, B are divided by it after the mean, on the scale 0 to 1."
     )
+    mirror: bool = Field(
+        default=False, description="Answer with the mean of a crop's logits and its mirror image's: twice the work."
+    )
 
 
 class AugmentConfig(BaseModel):

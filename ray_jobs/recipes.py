@@ -52,7 +52,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "fs2k-best": {
         "backbone": "resnet18",
         "input_size": 112,
-        "epochs": 60,
+        "mirror": True,
+        "epochs": 54,
         "batch_size": 32,
         "learning_rate": 3e-3,
         "warmup": 0.2,

@@ -42,6 +42,9 @@ def train(
     workers: Annotated[
         str, typer.Option(help="Training workers: a number, or LEAST:MOST as the cluster has them.")
     ] = "1",
+    cpus_per_worker: Annotated[
+        int, typer.Option(min=1, help="CPUs of each worker: without a GPU, the threads that compute.")
+    ] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU per worker.")] = False,
     promote: Annotated[bool, typer.Option("--promote", help="Make the new version the champion at once.")] = False,
     num_cpus: options.NumCpus = None,
@@ -79,6 +82,7 @@ def train(
         recipe=resolve_recipe(recipe, overrides),
         num_workers=most,
         min_workers=least,
+        cpus_per_worker=cpus_per_worker,
         use_gpu=gpu,
     )
     result = run_train(run, settings)

@@ -169,7 +169,7 @@ def _tuner(config: TuneConfig, base: TrainConfig, settings: Settings, parent: st
 def _room(base: TrainConfig) -> int:
     """Trials that the cluster holds at the same time: each has workers, and a bit of a CPU for itself."""
     resources = ray.cluster_resources()
-    by_cpu = int(resources.get("CPU", 1) // (base.num_workers + 1))
+    by_cpu = int(resources.get("CPU", 1) // (base.num_workers * base.cpus_per_worker + 1))
     by_gpu = int(resources.get("GPU", 0) // base.num_workers) if base.use_gpu else by_cpu
     return max(1, min(by_cpu, by_gpu))
 

@@ -22,6 +22,7 @@ class TrainConfig(BaseModel):
     recipe: Recipe = Field(Recipe(), description="How to learn.")
     num_workers: int = Field(1, ge=1, description="Training workers; the most of them where min_workers is less.")
     min_workers: int | None = Field(None, ge=1, description="Workers with which the run goes on; null: num_workers.")
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs of a worker: threads of the network, without a GPU.")
     use_gpu: bool = Field(False, description="One GPU per worker (NCCL); otherwise CPUs (Gloo).")
     resident_bytes: int = Field(
         4 << 30,

@@ -16,7 +16,7 @@ from torch import nn
 
 from infra.errors import UserError
 from infra.storage import Storage
-from models.network import Network, build_network
+from models.network import Network, answer, build_network
 from models.tasks.base import get_task
 from models.transforms import InputConfig, to_input, to_training_input
 from ray_jobs.training.checkpoint import BEST, LAST, Checkpoints
@@ -330,7 +330,9 @@ def validate(
     network.eval()
     crops, targets = rows
     batches = [
-        network(to_input(batch.to(device), input_config)) for batch in crops.split(VALIDATION_BATCH) if len(batch)
+        answer(network, to_input(batch.to(device), input_config), mirror=input_config.mirror)
+        for batch in crops.split(VALIDATION_BATCH)
+        if len(batch)
     ]
     logits = {head.name: torch.cat([b[head.name].float().cpu() for b in batches]) for head in network.heads if batches}
     if world == 1:

@@ -22,6 +22,9 @@ class Recipe(BaseModel):
         "imagenet",
         description="Mean and deviation of each channel: ImageNet's, the training split's, or its mean alone.",
     )
+    mirror: bool = Field(
+        False, description="Validate and answer with the mean over a crop and its mirror image: twice the work."
+    )
     epochs: int = Field(20, ge=1, description="Passes over the training split.")
     batch_size: int = Field(32, ge=1, description="Crops per step, over all workers.")
     accumulate: int = Field(1, ge=1, description="Parts in which a worker computes its share of a step: less memory.")

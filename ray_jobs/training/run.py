@@ -206,11 +206,12 @@ def check_dataset(config: TrainConfig, task: Task, dataset: DatasetManifest) -> 
 
 def _check_resources(config: TrainConfig, resources: dict[str, float]) -> None:
     least = config.min_workers or config.num_workers
-    if resources.get("CPU", 0) < least + 1 or resources.get("GPU", 0) < least * config.use_gpu:
+    num_cpus = least * config.cpus_per_worker + 1  # one is Ray Train's controller's
+    if resources.get("CPU", 0) < num_cpus or resources.get("GPU", 0) < least * config.use_gpu:
         raise UserError(
-            f"{least} workers need {least + 1} CPUs"
+            f"{least} workers need {num_cpus} CPUs"
             f"{f' and {least} GPUs' if config.use_gpu else ''}, the cluster has "
-            f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs: lower --workers or add nodes"
+            f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs: lower --workers or --cpus-per-worker, or add nodes"
         )
 
 
@@ -247,6 +248,7 @@ def _fit(
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=config.use_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu else {}),
         ),
         run_config=ray.train.RunConfig(
             # The checkpoints are our own: Ray's folder holds its bookkeeping alone, anew for each attempt.
@@ -267,10 +269,10 @@ def _fit(
 def input_config(recipe: Recipe, dataset: DatasetManifest) -> InputConfig:
     """Size and normalisation of the network's input."""
     if recipe.normalise == "imagenet":
-        return InputConfig(size=recipe.input_size)
+        return InputConfig(size=recipe.input_size, mirror=recipe.mirror)
     train = dataset.splits["train"]
     std = train.std if recipe.normalise == "dataset" else (1.0, 1.0, 1.0)
-    return InputConfig(size=recipe.input_size, mean=train.mean, std=std)
+    return InputConfig(size=recipe.input_size, mean=train.mean, std=std, mirror=recipe.mirror)
 
 
 def _balance(config: TrainConfig, task: Task, dataset: DatasetManifest) -> Balance | None:
@@ -307,7 +309,7 @@ def _open_record(config: TrainConfig, storage: Storage) -> RunState:
             f"{_record_uri(config)} is no record of a run of this version: choose another --name"
         ) from error
     # On more or fewer machines it is the same run.
-    place = {"num_workers", "min_workers", "use_gpu", "max_failures"}
+    place = {"num_workers", "min_workers", "cpus_per_worker", "use_gpu", "max_failures"}
     if record.config.model_dump(exclude=place) != config.model_dump(exclude=place):
         raise UserError(
             f"a run named {config.name!r} with other options exists in {config.storage}; "
