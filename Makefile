@@ -68,7 +68,7 @@ bench-noise: setup  ## the measured claims: planted wrong labels that a review f
 	$(PY) -m benchmarks.label_noise $(ARGS)
 
 .PHONY: bench-training
-bench-training: setup  ## the measured claims: what the reader costs (ARGS=--losses: losses side by side)
+bench-training: setup  ## the measured claims: what the reader costs (ARGS='losses workers resume': those side by side)
 	$(PY) -m benchmarks.training $(ARGS)
 
 .venv-bench/.done: requirements.lock requirements-bench.lock

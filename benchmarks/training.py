@@ -1,21 +1,26 @@
-"""Training: what the reader costs, and which loss of attractiveness learns best.
+"""Training, measured side by side: the reader's cost, losses, numbers of workers, and a run that is killed.
 
-    python -m benchmarks.training --reader                 steps on the real reader against one batch over and over
-    python -m benchmarks.training --losses                 three losses on drawn videos, unseen creators, three seeds
+    python -m benchmarks.training                      steps on the real reader against one batch over and over
+    python -m benchmarks.training losses               attractiveness by loss: drawn videos, unseen creators, three seeds
+    python -m benchmarks.training workers              one worker and two with the same global batch, three seeds
+    python -m benchmarks.training resume               an undisturbed run and one whose worker is killed twice
 
-``--reader`` measures steps of ResNet-18 at 64 pixels, batches of 32 crops of 256 pixels, in one process. ``--losses``
-trains by the demo's recipe; the figures are the mean and the range over seeds of the best epoch's validation errors, in
-points.
+The last three train by the demo's recipe; figures are the mean and the range over seeds of the best epoch's validation
+errors, in points.
 """
 
 import argparse
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -24,15 +29,25 @@ from rich.table import Table
 
 from infra.settings import Settings, load_settings
 from infra.storage import Storage
+from infra.tracking import tracking_client
+from models.faces.policy import FacePolicy
 from models.network import build_network
 from models.tasks.base import get_task
 from models.transforms import AugmentConfig, InputConfig, to_training_input
+from models.video.sampling import FramePolicy
 from ray_jobs.crops.dataset import encode_crop
+from ray_jobs.drawing.catalog import draw_catalog
+from ray_jobs.preparing import PrepareConfig, run_prepare
+from ray_jobs.training.checkpoint import LAST, Checkpoints
+from ray_jobs.training.config import TrainConfig
 from ray_jobs.training.learning import make_optimizer
 from ray_jobs.training.reader import Batch, CropReader
 from ray_jobs.training.recipe import Recipe, resolve_recipe
+from ray_jobs.training.run import TrainResult, run_train
 
-NUM_CROPS, CROP_SIZE, BATCH, STEPS = 2_000, 256, 32, 40
+NUM_CROPS, BATCH = 2_000, 32
+STEPS, WARM_UP, ROUNDS = 15, 3, 7
+NUM_VIDEOS, EPOCHS = 140, 11
 SEEDS = (0, 1, 2)
 
 
@@ -54,8 +69,8 @@ def steps_per_s(batches: Iterator[Batch]) -> float:
     network = build_network("resnet18", task.heads)
     optimizer = make_optimizer(network, recipe)
     start = 0.0
-    for step, batch in zip(range(STEPS + 3), batches, strict=False):
-        if step == 3:
+    for step, batch in zip(range(STEPS + WARM_UP), batches, strict=False):
+        if step == WARM_UP:
             start = time.perf_counter()
         images = to_training_input(
             batch.crops, InputConfig(size=64), AugmentConfig(), torch.Generator().manual_seed(step)
@@ -67,69 +82,144 @@ def steps_per_s(batches: Iterator[Batch]) -> float:
 
 
 def print_reader(console: Console) -> None:
-    table = Table(title="steps a second: ResNet-18, 64 pixels, 32 crops of 256 pixels a step")
+    """Each source in turn, several times: the machine's own swings fall on all alike."""
+    torch.set_num_threads(1)
+    table = Table(
+        title=f"steps a second: ResNet-18, 64 pixels, 32 crops of 256 pixels a step; medians of {ROUNDS} rounds"
+    )
     for name in ("batches from", "steps/s", "of one batch"):
         table.add_column(name, justify="left" if name == "batches from" else "right")
+    rates: dict[str, list[float]] = {"one batch, again and again": [], "memory": [], "streamed files": []}
     with tempfile.TemporaryDirectory() as folder:
         uri = part(Path(folder))
         options = {"batch_size": BATCH, "rank": 0, "world": 1, "seed": 0}
-        readers = {
-            name: CropReader([uri], Storage(), get_task("attractiveness"), None, resident=resident, **options)
-            for name, resident in (("memory", True), ("streamed files", False))
-        }
-        one = next(iter(readers["memory"].epoch(0)))
-        rates = {"one batch, again and again": steps_per_s(repeat(one))}
-        for name, reader in readers.items():
-            rates[name] = steps_per_s(reader.epoch(0))
-        rates["one batch, again and again"] = max(rates["one batch, again and again"], steps_per_s(repeat(one)))
-    for name, rate in rates.items():
-        table.add_row(name, f"{rate:.2f}", f"{rate / rates['one batch, again and again']:.0%}")
+        memory, files = (
+            CropReader([uri], Storage(), get_task("attractiveness"), None, resident=resident, **options)
+            for resident in (True, False)
+        )
+        one = next(iter(memory.epoch(0)))
+        for epoch in range(ROUNDS):
+            sources = (repeat(one), memory.epoch(epoch), files.epoch(epoch))
+            for found, batches in zip(rates.values(), sources, strict=True):
+                found.append(steps_per_s(batches))
+    medians = {name: median(found) for name, found in rates.items()}
+    for name, rate in medians.items():
+        table.add_row(name, f"{rate:.2f}", f"{rate / medians['one batch, again and again']:.0%}")
     console.print(table)
 
 
-def print_losses(console: Console, settings: Settings, folder: Path) -> None:
-    from models.faces.policy import FacePolicy
-    from models.video.sampling import FramePolicy
-    from ray_jobs.drawing.catalog import draw_catalog
-    from ray_jobs.preparing import PrepareConfig, run_prepare
-    from ray_jobs.training.config import TrainConfig
-    from ray_jobs.training.run import run_train
-
-    drawn = draw_catalog(folder, 140, 0, 0, 0, num_processes=2)
+def drawn_dataset(folder: Path, settings: Settings) -> str:
+    """A crops dataset of drawn videos, split by creator."""
+    drawn = draw_catalog(folder, NUM_VIDEOS, 0, 0, 0, num_processes=2)
     policies = {"frame_policy": FramePolicy(every=12, limit=3), "face_policy": FacePolicy(crop_size=96)}
     out = str(folder / "crops")
     run_prepare(PrepareConfig(out=out, labels=str(drawn.truth), tasks=("attractiveness",), **policies), settings)
+    return out
+
+
+def trained(folder: Path, dataset: str, settings: Settings, name: str, **options: Any) -> TrainResult:
+    """A run of the demo's recipe with some fields replaced; options of the run itself by their names."""
+    run = {key: options.pop(key) for key in list(options) if key in TrainConfig.model_fields}
+    recipe = resolve_recipe("demo", {"epochs": EPOCHS, **options})
+    return run_train(
+        TrainConfig(
+            task="attractiveness", dataset=dataset, name=name, storage=str(folder / "train"), recipe=recipe, **run
+        ),
+        settings,
+    )
+
+
+def figures(results: list[TrainResult], *names: str) -> list[str]:
+    """Mean and range over runs of each validation metric."""
+    values = np.asarray([[result.manifest.metrics[name] for name in names] for result in results])
+    return [f"{column.mean():.2f} ({column.min():.2f}–{column.max():.2f})" for column in values.T]
+
+
+def print_losses(console: Console, settings: Settings, folder: Path, dataset: str) -> None:
     table = Table(title="attractiveness on drawn videos by loss: validation errors over three seeds, points")
     for name in ("loss", "MAE of the mean", "of the median", "of the likeliest", "best constant"):
         table.add_column(name, justify="left" if name == "loss" else "right")
-    for loss in ("label_distribution", "mean_variance", "cross_entropy"):
-        found = []
-        for seed in SEEDS:
-            recipe = resolve_recipe("demo", {"epochs": 11, "loss": loss, "seed": seed})
-            config = TrainConfig(
-                task="attractiveness", dataset=out, name=f"{loss}-{seed}", storage=str(folder / "train"), recipe=recipe
-            )
-            manifest = run_train(config, settings).manifest
-            found.append([manifest.metrics[name] for name in ("mae", "mae_median", "mae_argmax")])
-        values = np.asarray(found)
-        cells = [f"{column.mean():.2f} ({column.min():.2f}–{column.max():.2f})" for column in values.T]
-        table.add_row(loss, *cells, f"{manifest.baseline_metrics['mae']:.2f}")
+    for loss in get_task("attractiveness").losses:
+        results = [trained(folder, dataset, settings, f"{loss}-{seed}", loss=loss, seed=seed) for seed in SEEDS]
+        constant = results[0].manifest.baseline_metrics["mae"]
+        table.add_row(loss, *figures(results, "mae", "mae_median", "mae_argmax"), f"{constant:.2f}")
     console.print(table)
+
+
+def print_workers(console: Console, settings: Settings, folder: Path, dataset: str) -> None:
+    table = Table(title="the same batch of 32 crops on one worker and on two: validation over three seeds")
+    for name in ("workers", "MAE", "RMSE", "Spearman", "loss of the last epoch"):
+        table.add_column(name, justify="right")
+    for num_workers in (1, 2):
+        results = [
+            trained(folder, dataset, settings, f"workers{num_workers}-{seed}", num_workers=num_workers, seed=seed)
+            for seed in SEEDS
+        ]
+        losses = [result.manifest.training.curves["loss"][-1] for result in results]
+        span = f"{np.mean(losses):.3f} ({min(losses):.3f}–{max(losses):.3f})"
+        table.add_row(str(num_workers), *figures(results, "mae", "rmse", "spearman"), span)
+    console.print(table)
+
+
+def print_resume(console: Console, settings: Settings, folder: Path, dataset: str) -> None:
+    table = Table(title="an undisturbed run, and one whose worker is killed (SIGKILL) in the middle of two epochs")
+    for name in ("run", "kills", "MAE", "loss of the last epoch", "steps in MLflow", "of which twice", "digest"):
+        table.add_column(name, justify="left" if name == "run" else "right")
+    options = {"checkpoint_every_steps": 2, "log_every_steps": 1, "ema": 0.9}
+    client = tracking_client(settings.tracking)
+    for name, epochs in (("undisturbed", ()), ("killed", (2, 5))):
+        killer = Killer(Checkpoints(str(folder / "train"), name, Storage()), list(epochs))
+        killer.start()
+        result = trained(folder, dataset, settings, name, **options)
+        killer.stop.set()
+        killer.join()
+        steps = [metric.step for metric in client.get_metric_history(result.run_id, "train_loss")]
+        training = result.manifest.training
+        row = [f"{result.manifest.metrics['mae']:.6f}", f"{training.curves['loss'][-1]:.6f}", str(len(set(steps)))]
+        table.add_row(name, str(killer.num_kills), *row, str(len(steps) - len(set(steps))), result.digest[:12])
+    console.print(table)
+
+
+class Killer(threading.Thread):
+    """Kills this process's training worker once in the middle of each of some epochs."""
+
+    def __init__(self, checkpoints: Checkpoints, epochs: list[int]) -> None:
+        super().__init__(daemon=True)
+        self._checkpoints, self._epochs = checkpoints, epochs
+        self.stop = threading.Event()
+        self.num_kills = 0
+
+    def run(self) -> None:
+        while self._epochs and not self.stop.wait(0.02):
+            state = self._checkpoints.load(LAST)
+            if state is None or state["epoch"] < self._epochs[0] or state["step"] == 0:
+                continue
+            for process in psutil.Process().children(recursive=True):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    process.kill()
+                    self.num_kills += 1
+            self._epochs.pop(0)
+            self.stop.wait(5)  # until it is gone
+
+
+COMPARISONS = {"losses": print_losses, "workers": print_workers, "resume": print_resume}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reader", action="store_true")
-    parser.add_argument("--losses", action="store_true")
-    args = parser.parse_args()
-    console = Console(width=110)
-    if args.reader or not args.losses:
-        torch.set_num_threads(1)
+    parser.add_argument("what", nargs="*", metavar="WHAT", help="reader (default), losses, workers, resume")
+    chosen = parser.parse_args().what or ["reader"]
+    if unknown := set(chosen) - {"reader", *COMPARISONS}:
+        parser.error(f"no comparison {', '.join(sorted(unknown))}")
+    console = Console(width=120)
+    if "reader" in chosen:
         print_reader(console)
-    if args.losses:
-        with tempfile.TemporaryDirectory(prefix="facereel-losses-") as folder:
+    if comparisons := [name for name in COMPARISONS if name in chosen]:
+        with tempfile.TemporaryDirectory(prefix="facereel-training-") as folder:
             settings = load_settings(None, tracking={"uri": f"sqlite:///{folder}/mlflow.db"})
-            print_losses(console, settings, Path(folder))
+            dataset = drawn_dataset(Path(folder), settings)
+            for name in comparisons:
+                COMPARISONS[name](console, settings, Path(folder), dataset)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 import difflib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
+import torch.nn.functional as F
 import torchvision.models
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -25,23 +27,47 @@ class Network(nn.Module):
 
     The state-dict keys are ``backbone.*`` (torchvision's names), ``classifier.weight`` and ``classifier.bias``,
     whatever the dropout.
+
+    Where ``ordinal``, the last layer answers for each class but the last whether the truth lies above it, given that it
+    does not lie below (CORN: Shi, Cao, Raschka, "Deep Neural Networks for Rank-Consistent Ordinal Regression Based On
+    Conditional Probabilities", 2021); what comes out are the classes' log-probabilities, which are logits as well.
     """
 
     def __init__(
-        self, backbone_name: str, backbone: nn.Module, num_features: int, heads: Sequence[Head], dropout: float
+        self,
+        backbone_name: str,
+        backbone: nn.Module,
+        num_features: int,
+        heads: Sequence[Head],
+        *,
+        dropout: float = 0.0,
+        ordinal: bool = False,
     ):
         super().__init__()
         self.backbone_name = backbone_name
         self.heads = tuple(heads)
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(num_features, sum(len(head.classes) for head in heads))
+        self.ordinal = ordinal
+        self._num_outputs = [len(head.classes) - ordinal for head in heads]
+        self.classifier = nn.Linear(num_features, sum(self._num_outputs))
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits per head, float[n, C] each, of images float[n, 3, size, size]."""
-        logits: torch.Tensor = self.classifier(self.dropout(self.backbone(images)))
-        parts = torch.split(logits, [len(head.classes) for head in self.heads], dim=1)
-        return {head.name: part for head, part in zip(self.heads, parts, strict=True)}
+        outputs: torch.Tensor = self.classifier(self.dropout(self.backbone(images)))
+        parts = torch.split(outputs, self._num_outputs, dim=1)
+        return {
+            head.name: _log_probabilities(part) if self.ordinal else part
+            for head, part in zip(self.heads, parts, strict=True)
+        }
+
+
+def _log_probabilities(conditional: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities float32[n, C] of logits float[n, C - 1] of "above this class, given not below it"."""
+    conditional = conditional.float()
+    above = F.logsigmoid(conditional).cumsum(1)
+    reached = F.pad(above, (1, 0))
+    return torch.cat([reached[:, :-1] + F.logsigmoid(-conditional), reached[:, -1:]], dim=1)
 
 
 def answer(network: Network, images: torch.Tensor, *, mirror: bool) -> dict[str, torch.Tensor]:
@@ -59,7 +85,13 @@ def backbone_names() -> list[str]:
 
 
 def build_network(
-    backbone: str, heads: Sequence[Head], *, weights: str = "none", dropout: float = 0.0, input_size: int | None = None
+    backbone: str,
+    heads: Sequence[Head],
+    *,
+    weights: str = "none",
+    dropout: float = 0.0,
+    ordinal: bool = False,
+    input_size: int | None = None,
 ) -> Network:
     """A network for ``heads``, its last layer always fresh.
 
@@ -69,6 +101,7 @@ def build_network(
         weights: Where the backbone's weights come from: ``none`` (random), ``imagenet`` (torchvision's, downloaded
             unless cached), or the path of a .safetensors file: a torchvision state dict, or a scorer's weights.
         dropout: Probability of dropping a feature before the last layer, in training.
+        ordinal: The classes of every head are steps of a scale, answered one after the other.
         input_size: Side of the input in pixels; where given, it is checked that the backbone takes it.
 
     Raises:
@@ -77,18 +110,19 @@ def build_network(
     check_backbone(backbone)
     if input_size is not None:
         _check_input_size(backbone, heads, input_size)
+    assembled = partial(_assembled, backbone, heads=heads, dropout=dropout, ordinal=ordinal)
     if weights == "none":
-        return _assembled(backbone, get_model(backbone), heads, dropout)
+        return assembled(get_model(backbone))
     if weights == "imagenet":
-        return _assembled(backbone, _imagenet_model(backbone), heads, dropout)
+        return assembled(_imagenet_model(backbone))
     if weights.endswith(".safetensors"):
-        network = _assembled(backbone, get_model(backbone), heads, dropout)
+        network = assembled(get_model(backbone))
         _load_backbone(network, Path(weights))
         return network
     raise UserError(f"weights {weights!r} are neither 'none', 'imagenet' nor the path of a .safetensors file")
 
 
-def empty_network(backbone: str, heads: Sequence[Head]) -> Network:
+def empty_network(backbone: str, heads: Sequence[Head], *, ordinal: bool = False) -> Network:
     """A network without memory for its weights (on the meta device): for its shapes, or to be filled by loading."""
     check_backbone(backbone)
     try:
@@ -97,7 +131,7 @@ def empty_network(backbone: str, heads: Sequence[Head]) -> Network:
     except NotImplementedError:  # regnet reads tensors while it computes its widths
         model = get_model(backbone).to("meta")
     with torch.device("meta"):
-        return _assembled(backbone, model, heads, dropout=0.0)
+        return _assembled(backbone, model, heads=heads, ordinal=ordinal)
 
 
 def check_backbone(name: str) -> None:
@@ -117,10 +151,12 @@ def check_backbone(name: str) -> None:
         )
 
 
-def _assembled(name: str, model: nn.Module, heads: Sequence[Head], dropout: float) -> Network:
+def _assembled(
+    name: str, model: nn.Module, *, heads: Sequence[Head], dropout: float = 0.0, ordinal: bool = False
+) -> Network:
     path, last = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
     model.set_submodule(path, nn.Identity())
-    return Network(name, model, last.in_features, heads, dropout)
+    return Network(name, model, last.in_features, heads, dropout=dropout, ordinal=ordinal)
 
 
 def _check_input_size(backbone: str, heads: Sequence[Head], size: int) -> None:

@@ -29,6 +29,7 @@ class ResolvedScorer:
 
     reference: str  # what the user asked for
     version: str  # "models:/facereel-fs2k/3", or the directory of an unregistered scorer
+    run_id: str | None  # of the MLflow run that it came from, where it is registered
     directory: Path
     scorer: Scorer
 
@@ -96,7 +97,7 @@ def resolve(client: MlflowClient, reference: str, *, task: str) -> ResolvedScore
         UserError: No such version, alias or directory; the digest differs from the tag; or it is another task's.
     """
     if Path(reference).is_dir():
-        directory, version, digest = Path(reference), str(Path(reference).resolve()), None
+        directory, version, digest, run_id = Path(reference), str(Path(reference).resolve()), None, None
     else:
         found = _find_version(client, reference, task)
         digest = _digest_tag(found, reference)
@@ -105,11 +106,11 @@ def resolve(client: MlflowClient, reference: str, *, task: str) -> ResolvedScore
             artifact_uri=found.source, dst_path=str(directory), tracking_uri=client.tracking_uri
         )
         directory = next(path.parent for path in directory.rglob("scorer.json"))
-        version = f"models:/{found.name}/{found.version}"
+        version, run_id = f"models:/{found.name}/{found.version}", found.run_id or None
     scorer = load_scorer(directory, expected_digest=digest)
     if scorer.manifest.task != task:
         raise UserError(f"{reference} answers the task {scorer.manifest.task!r}, not {task!r}")
-    return ResolvedScorer(reference=reference, version=version, directory=directory, scorer=scorer)
+    return ResolvedScorer(reference=reference, version=version, run_id=run_id, directory=directory, scorer=scorer)
 
 
 def find_digest(client: MlflowClient, reference: str, *, task: str) -> str:

@@ -54,6 +54,9 @@ class TrainingSummary(BaseModel):
     recipe: dict[str, str | bool | int | FiniteFloat | None] = Field(
         default_factory=dict, description="The options of the training run, by name."
     )
+    curves: dict[str, tuple[FiniteFloat, ...]] = Field(
+        default_factory=dict, description="Training loss and the validation metric that chose the epoch, by epoch."
+    )
 
 
 class ScorerManifest(BaseModel):
@@ -65,6 +68,9 @@ class ScorerManifest(BaseModel):
     task: str = Field(description="Name of the task.")
     heads: tuple[Head, ...] = Field(description="The task's heads with their classes, in the order of the logits.")
     backbone: str = Field(description="torchvision's name of the backbone.")
+    ordinal: bool = Field(
+        default=False, description="The last layer answers class by class whether the truth lies above (CORN)."
+    )
     dtype: Literal["float32"] = Field(default="float32", description="Type of all floating-point weights.")
     input: InputConfig = Field(description="How a crop becomes the network's input.")
     frame_policy: FramePolicy = Field(description="Which frames the crops were taken from.")
@@ -112,7 +118,7 @@ def save_scorer(directory: Path, network: Network, manifest: ScorerManifest) -> 
         UserError: The directory exists, a weight is not finite, or the manifest's heads are not the task's.
     """
     assert network.backbone_name == manifest.backbone, (network.backbone_name, manifest.backbone)
-    assert network.heads == manifest.heads, "the network was built for other heads"
+    assert (network.heads, network.ordinal) == (manifest.heads, manifest.ordinal), "built for other heads"
     _check_heads(manifest, directory / MANIFEST_FILE)
     if directory.exists():
         raise UserError(f"{directory} exists: a scorer is never overwritten, choose another directory")
@@ -157,7 +163,7 @@ def load_scorer(directory: Path, expected_digest: str | None = None) -> Scorer:
     except SafetensorError as error:
         raise ScorerError(f"{directory / WEIGHTS_FILE} is not a readable .safetensors file ({error})") from error
     _check_tensors(state, manifest, directory / WEIGHTS_FILE)
-    network = empty_network(manifest.backbone, manifest.heads)
+    network = empty_network(manifest.backbone, manifest.heads, ordinal=manifest.ordinal)
     network.load_state_dict(state, assign=True)
     assert not any(tensor.is_meta for tensor in [*network.parameters(), *network.buffers()])
     return Scorer(manifest=manifest, network=network.eval().requires_grad_(False), digest=digest)
@@ -214,7 +220,7 @@ def _check_heads(manifest: ScorerManifest, path: Path) -> None:
 
 def _check_tensors(state: dict[str, torch.Tensor], manifest: ScorerManifest, path: Path) -> None:
     try:
-        expected = empty_network(manifest.backbone, manifest.heads).state_dict()
+        expected = empty_network(manifest.backbone, manifest.heads, ordinal=manifest.ordinal).state_dict()
     except UserError as error:
         raise ScorerError(f"{path.with_name(MANIFEST_FILE)}: {error}") from error
     problems = [f"{name} is missing" for name in expected if name not in state]

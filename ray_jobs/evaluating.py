@@ -111,6 +111,10 @@ def run_evaluate(config: EvaluateConfig, settings: Settings) -> Evaluation:
     )
     storage.put(join(config.out, PAGE), page.encode())
     storage.put(join(config.out, PREDICTIONS), _predictions(task, scorers[0].scorer, answers[0], table))
+    if scorers[0].run_id is not None:
+        folder = f"evaluation/{manifest.fingerprint[:16]}-{config.split}"
+        client.log_text(scorers[0].run_id, page, f"{folder}/{PAGE}")
+        client.log_text(scorers[0].run_id, storage.read_all(join(config.out, RESULT)).decode(), f"{folder}/{RESULT}")
     _print(config, task, scorers, evaluations, comparison, notes)
     return evaluations[0]
 

@@ -20,9 +20,10 @@ from models.tasks.base import get_task
 from ray_jobs.cluster import connect
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import read_manifest
+from ray_jobs.training.checks import check_dataset
 from ray_jobs.training.config import TrainConfig
 from ray_jobs.training.recipe import Recipe, nested, replaced
-from ray_jobs.training.run import check_dataset, train_trial
+from ray_jobs.training.run import train_trial
 
 BEST = "best.yaml"
 NUM_SHOWN = 10

@@ -64,7 +64,8 @@ class Attractiveness(Task):
         "Known weak spots: cut-off or half faces, sunglasses, profile views, blur, labels that are wrong.",
     )
     heads = (Head(name="score", classes=tuple(SCORES.tolist())),)
-    losses = ("label_distribution", "cross_entropy", "mean_variance")
+    losses = ("label_distribution", "cross_entropy", "mean_variance", "corn")
+    ordinal_losses = ("corn",)
     best_metric = "mae"
     higher_is_better = False
 
@@ -77,7 +78,7 @@ class Attractiveness(Task):
         kind: str = "default",
         label_smoothing: float = 0.0,
     ) -> torch.Tensor:
-        """``label_distribution`` (default), ``cross_entropy``, or ``mean_variance``.
+        """``label_distribution`` (default), ``cross_entropy``, ``mean_variance``, or ``corn``.
 
         Label distribution plus expectation: near misses cost little, so every image teaches its neighbours too. Gao,
         Zhou, Wu, Geng, "Age Estimation Using Expectation of Label Distribution Learning", 2018, eq. 2 and 4: the
@@ -85,6 +86,10 @@ class Attractiveness(Task):
 
         Mean-variance: Pan, Han, Shan, Chen, "Mean-Variance Loss for Deep Age Estimation from a Face", 2018, eq. 6: the
         cross-entropy, plus 0.2 of half the squared error of the expectation, plus 0.05 of the distribution's variance.
+
+        CORN: Shi, Cao, Raschka, 2021, eq. 6: the cross-entropies of the questions "above this score?", each over the
+        rows that reach it. By the chain rule a row's sum is its negative log-likelihood; the batch's is divided by the
+        number of questions. It wants a network with ordinal outputs.
         """
         self.check_loss(kind)
         known = targets[:, 0] != MISSING
@@ -104,6 +109,9 @@ class Attractiveness(Task):
             if kind == "mean_variance":
                 variance = (p * (scores - mean[:, None]) ** 2).sum(dim=1)
                 per_row = per_row + 0.2 * 0.5 * (mean - truth) ** 2 + 0.05 * variance
+            if kind == "corn":
+                num_questions = (index + 1).clamp(max=HIGHEST - LOWEST)
+                return (per_row * known).sum() / (num_questions * known).sum().clamp(min=1)
         return (per_row * known).sum() / known.sum().clamp(min=1)
 
     @override

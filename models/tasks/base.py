@@ -102,6 +102,8 @@ class Task(ABC):
     heads: ClassVar[tuple[Head, ...]]
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy",)
     """Losses to choose from; the first is the default."""
+    ordinal_losses: ClassVar[tuple[str, ...]] = ()
+    """Those of them that want a network with ordinal outputs."""
     best_metric: ClassVar[str]
     """The metric that chooses the best epoch."""
     higher_is_better: ClassVar[bool]

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from models.evaluation import Evaluation, Figure
 from models.registry import ResolvedScorer
+from models.scorer import TrainingSummary
 from models.tasks.base import Task
 from ray_jobs.crops.dataset import DatasetManifest
 from ray_jobs.reports.page import crop_address, environment
-from ray_jobs.reports.plots import Plot
+from ray_jobs.reports.plots import Plot, curve
 
 PICTURE_PX = 112
 MAX_SLICES = 30
@@ -83,5 +84,22 @@ def evaluation_page(
             slices=evaluation.slices[:MAX_SLICES],
             confusions=confusions,
             errors=errors,
+            curves=_curves(scorer.scorer.manifest.training),
         )
     )
+
+
+def _curves(training: TrainingSummary) -> list[Plot]:
+    """What the training saw, epoch by epoch; the kept one is marked."""
+    best = training.best_epoch + 1
+    return [
+        curve(
+            values,
+            title={"loss": "Training loss"}.get(name, f"Validation {name.replace('_', ' ')}"),
+            x_label="epoch",
+            alt=f"{name}: {values[0]:.3g} after the first epoch, {values[-1]:.3g} after the last of {len(values)}",
+            marks=[(best, "kept")],
+        )
+        for name, values in training.curves.items()
+        if values
+    ]

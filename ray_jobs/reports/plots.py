@@ -80,6 +80,26 @@ def steps(points: Sequence[tuple[float, int]], *, title: str, x_label: str, alt:
     )
 
 
+def curve(
+    values: Sequence[float], *, title: str, x_label: str, alt: str, marks: Sequence[tuple[int, str]] = ()
+) -> Plot:
+    """Values at 1, 2, 3, …, over the range that they have."""
+    y_values = [
+        float(value) for value in MaxNLocator(nbins=4, steps=[1, 2, 5, 10]).tick_values(min(values), max(values))
+    ]
+    low, span = y_values[0], y_values[-1] - y_values[0]
+    right = max(len(values) - 1, 1)
+    return Plot(
+        title,
+        alt,
+        x_label,
+        tuple(Tick((value - 1) / right, f"{value:g}") for value in _ticks(1, max(len(values), 2))),
+        tuple(Tick((value - low) / span, f"{value:.4g}") for value in y_values),
+        line=tuple((index / right, (value - low) / span) for index, value in enumerate(values)),
+        marks=tuple(Tick((value - 1) / right, label) for value, label in marks),
+    )
+
+
 def _bars(
     bins: Sequence[Bin],
     heights: Sequence[float],

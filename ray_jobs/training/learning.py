@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -79,18 +81,35 @@ def memory_format(device: torch.device, precision: torch.dtype) -> torch.memory_
     return torch.channels_last
 
 
-def mixup(
-    images: torch.Tensor, alpha: float, generator: torch.Generator
-) -> tuple[torch.Tensor, tuple[torch.Tensor, float] | None]:
-    """Images blended with others of the batch (Zhang et al., 2018), in which order, and the share of their own.
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """Which other crop each crop of a batch was mixed with, and the share of its own."""
 
-    The share is drawn from Beta(alpha, alpha), as a ratio of two gamma variables.
+    order: torch.Tensor  # int64[n]
+    share: float
+
+
+def mix(images: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[torch.Tensor, Mixed | None]:
+    """Images mixed with others of the batch, as the recipe says; None where it wants no mixing.
+
+    Mixup blends them (Zhang et al., "mixup", 2018), CutMix pastes a rectangle (Yun et al., "CutMix", 2019). Not
+    torchvision's, which draw from the global generator and take one-hot labels of one head.
     """
-    if not alpha or len(images) < 2:
+    kinds = [kind for kind in ("mixup", "cutmix") if getattr(recipe, kind)]
+    if not kinds or len(images) < 2:
         return images, None
-    state = torch.get_rng_state()
-    torch.manual_seed(int(torch.randint(1 << 40, (), generator=generator)))
-    share = float(torch.distributions.Beta(alpha, alpha).sample())
-    torch.set_rng_state(state)
+    kind = kinds[int(torch.randint(len(kinds), (), generator=generator))]
+    alpha: float = getattr(recipe, kind)
+    # torch's Beta distribution takes no generator.
+    share = np.random.default_rng(int(torch.randint(1 << 40, (), generator=generator))).beta(alpha, alpha)
     order = torch.randperm(len(images), generator=generator).to(images.device)
-    return share * images + (1 - share) * images[order], (order, share)
+    if kind == "mixup":
+        return share * images + (1 - share) * images[order], Mixed(order, share)
+    height, width = images.shape[2:]
+    center_y, center_x = torch.rand(2, generator=generator).tolist()
+    half = math.sqrt(1 - share) / 2
+    top, bottom = (round(height * min(max(center_y + side, 0), 1)) for side in (-half, half))
+    left, right = (round(width * min(max(center_x + side, 0), 1)) for side in (-half, half))
+    images = images.clone()
+    images[:, :, top:bottom, left:right] = images[order][:, :, top:bottom, left:right]
+    return images, Mixed(order, 1 - (bottom - top) * (right - left) / (height * width))

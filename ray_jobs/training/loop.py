@@ -22,11 +22,12 @@ from models.transforms import InputConfig, to_input, to_training_input
 from ray_jobs.training.checkpoint import BEST, LAST, Checkpoints
 from ray_jobs.training.config import WorkerConfig
 from ray_jobs.training.learning import (
+    Mixed,
     make_average,
     make_optimizer,
     make_schedule,
     memory_format,
-    mixup,
+    mix,
     resolve_precision,
 )
 from ray_jobs.training.reader import Batch, CropReader, Pair, read_validation
@@ -85,6 +86,7 @@ class _Training:
                 self._task.heads,
                 weights=weights,
                 dropout=self._recipe.dropout,
+                ordinal=self._recipe.loss in self._task.ordinal_losses,
                 input_size=self._recipe.input_size,
             )
         self._network: Network = network.to(self._device).to(memory_format=self._format)
@@ -93,6 +95,7 @@ class _Training:
         self._average = make_average(self._network, self._recipe)
         self._epoch, self._step = 0, 0  # the next step to make
         self._loss_sum, self._num_losses = 0.0, 0  # of the epoch so far
+        self._curves: dict[str, list[float]] = {"loss": [], self._task.best_metric: []}
         self._best: float | None = None
         self._best_epoch = -1
         self._resume()
@@ -158,7 +161,7 @@ class _Training:
             num_images=batch.num_rows,
             part=slice(self._rank, None, self._world),
         )
-        images, mixed = mixup(images, recipe.mixup, generator)
+        images, mixed = mix(images, recipe, generator)
         images = images.contiguous(memory_format=self._format)
         targets = batch.targets.to(self._device, non_blocking=True)
         self._optimizer.zero_grad(set_to_none=True)
@@ -172,7 +175,9 @@ class _Training:
                     loss = self._part_loss(images, targets, mixed, chosen) * (len(chosen) / len(targets))
                     (loss * weight).backward()
                 total += loss.detach()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise CannotGoOn(
                 f"out of memory on {self._device} at epoch {self._epoch}, step {batch.step}, with {len(targets)} crops "
                 f"of {recipe.input_size} pixels on a worker: raise accumulate, or lower batch_size or input_size"
@@ -188,15 +193,15 @@ class _Training:
         self,
         images: torch.Tensor,
         targets: torch.Tensor,
-        mixed: tuple[torch.Tensor, float] | None,
+        mixed: Mixed | None,
         chosen: torch.Tensor,
     ) -> torch.Tensor:
         logits = self._model(images[chosen])
         loss: Callable[..., torch.Tensor] = self._loss
         if mixed is None:
             return loss(logits, targets[chosen])
-        order, share = mixed
-        return share * loss(logits, targets[chosen]) + (1 - share) * loss(logits, targets[order][chosen])
+        others = targets[mixed.order][chosen]
+        return mixed.share * loss(logits, targets[chosen]) + (1 - mixed.share) * loss(logits, others)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=self._precision, enabled=self._precision != torch.float32)
@@ -242,6 +247,8 @@ class _Training:
         is_better = self._best is None or sign * value > sign * self._best
         if is_better:
             self._best, self._best_epoch = value, self._epoch
+        for name, curve in self._curves.items():
+            curve.append((metrics | figures)[name])
         epoch = self._epoch
         self._epoch, self._step = self._epoch + 1, 0
         self._loss_sum, self._num_losses = 0.0, 0
@@ -286,6 +293,7 @@ class _Training:
                 "num_losses": self._num_losses,
                 "best": self._best,
                 "best_epoch": self._best_epoch,
+                "curves": self._curves,
             },
         )
 
@@ -301,6 +309,12 @@ class _Training:
         self._epoch, self._step = state["epoch"], state["step"]
         self._loss_sum, self._num_losses = state["loss_sum"], state["num_losses"]
         self._best, self._best_epoch = state["best"], state["best_epoch"]
+        self._curves = state["curves"]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Of a GPU, which has a class of its own, or of the CPU's allocator, which has words alone."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @contextlib.contextmanager

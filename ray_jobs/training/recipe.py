@@ -40,7 +40,10 @@ class Recipe(BaseModel):
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights that are validated; 0: none.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Of cross-entropies.")
     mixup: float = Field(0.0, ge=0, description="Beta distribution's parameter of mixing two crops; 0: none.")
-    loss: Literal["default", "cross_entropy", "label_distribution", "mean_variance"] = Field(
+    cutmix: float = Field(
+        0.0, ge=0, description="The same of pasting a part of another crop; with mixup: either, step by step."
+    )
+    loss: Literal["default", "cross_entropy", "label_distribution", "mean_variance", "corn"] = Field(
         "default", description="One of the task's losses; default: its first."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the last layer.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import ray.exceptions
 import ray.train
 import ray.train.torch
 from mlflow import MlflowClient
@@ -32,7 +33,8 @@ from ray_jobs.console import console
 from ray_jobs.crops.dataset import CARD, MANIFEST, DatasetManifest, part_uris, read_manifest, read_targets
 from ray_jobs.reports.dataset import dataset_card
 from ray_jobs.training.balance import Balance
-from ray_jobs.training.checkpoint import BEST, Checkpoints
+from ray_jobs.training.checkpoint import BEST, LAST, Checkpoints
+from ray_jobs.training.checks import check_dataset, check_resources, missing_classes
 from ray_jobs.training.config import TrainConfig, WorkerConfig
 from ray_jobs.training.progress import EpochLines
 from ray_jobs.training.recipe import Recipe
@@ -76,8 +78,10 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
         if record.version is not None:
             console.print(f"run {config.name} is finished; its result is version {record.version}", highlight=False)
             return _earlier_result(client, task, record)
+        for line in missing_classes(task, dataset):
+            console.print(f"note: {line}", highlight=False)
         resources = connect(settings.cluster)
-        _check_resources(config, resources)
+        check_resources(config, resources)
         if record.mlflow_run_id is None:
             run_id = _start_mlflow_run(client, tracking, config, task, dataset, balance, storage)
             record = record.model_copy(update={"mlflow_run_id": run_id})
@@ -178,43 +182,6 @@ def _with_starting_weights(config: TrainConfig, task: Task, client: MlflowClient
     return config.model_copy(update={"recipe": config.recipe.model_copy(update={"weights": uri})})
 
 
-def check_dataset(config: TrainConfig, task: Task, dataset: DatasetManifest) -> None:
-    """Refuse a dataset that cannot be trained on with this recipe.
-
-    Raises:
-        UserError: It lacks the task's labels, a split, or crops for a step.
-    """
-    task.check_loss(config.recipe.loss)
-    if task.name not in dataset.tasks:
-        raise UserError(f"{config.dataset} has labels for {', '.join(dataset.tasks)}, not for {task.name!r}")
-    for split in ("train", "val"):
-        if not dataset.num_crops.get(split):
-            raise UserError(f"{config.dataset} has no crop in the split {split!r}; it needs more videos or creators")
-    if config.recipe.batch_size < config.num_workers:
-        raise UserError(f"batch_size {config.recipe.batch_size} is less than a crop for each of {config.num_workers}")
-    if dataset.num_crops["train"] < config.recipe.batch_size:
-        raise UserError(
-            f"{config.dataset} has {dataset.num_crops['train']} training crops, fewer than a step takes "
-            f"(batch_size {config.recipe.batch_size}): lower it"
-        )
-    if (config.min_workers or 1) > config.num_workers:
-        raise UserError(f"at least {config.min_workers} and at most {config.num_workers} workers: give --workers 2:8")
-    for name in task.label_columns:
-        if not dataset.splits["train"].classes[name]:
-            raise UserError(f"{config.dataset} has no training crop with the label {name}")
-
-
-def _check_resources(config: TrainConfig, resources: dict[str, float]) -> None:
-    least = config.min_workers or config.num_workers
-    num_cpus = least * config.cpus_per_worker + 1  # one is Ray Train's controller's
-    if resources.get("CPU", 0) < num_cpus or resources.get("GPU", 0) < least * config.use_gpu:
-        raise UserError(
-            f"{least} workers need {num_cpus} CPUs"
-            f"{f' and {least} GPUs' if config.use_gpu else ''}, the cluster has "
-            f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs: lower --workers or --cpus-per-worker, or add nodes"
-        )
-
-
 def _fit(
     config: TrainConfig,
     task: Task,
@@ -261,7 +228,15 @@ def _fit(
     )
     checkpoints = Checkpoints(config.storage, config.name, storage)
     checkpoints.start()
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        if any(isinstance(failure, ray.exceptions.OutOfMemoryError) for failure in error.worker_failures.values()):
+            raise UserError(
+                f"run {config.name}: Ray stopped a worker because its node ran out of memory: lower batch_size, "
+                f"--workers on a node, or resident_bytes; the last checkpoint is kept"
+            ) from error
+        raise
     if (why := checkpoints.stopped()) is not None:
         raise UserError(f"run {config.name}: {why}")
 
@@ -336,9 +311,13 @@ def _build_scorer(
     dataset: DatasetManifest,
     storage: Storage,
 ) -> ScorerManifest:
-    state = Checkpoints(config.storage, config.name, storage).load(BEST)
+    checkpoints = Checkpoints(config.storage, config.name, storage)
+    state = checkpoints.load(BEST)
     assert state is not None, "a finished run has a best epoch"
-    network = build_network(config.recipe.backbone, task.heads, dropout=config.recipe.dropout)
+    last = checkpoints.load(LAST)
+    assert last is not None, "it has a last one too"
+    ordinal = config.recipe.loss in task.ordinal_losses
+    network = build_network(config.recipe.backbone, task.heads, dropout=config.recipe.dropout, ordinal=ordinal)
     network.load_state_dict(state["network"])
     targets, logits = state["targets"].numpy(), state["logits"]
     calibration = fit_calibration(task, logits, targets)
@@ -346,6 +325,7 @@ def _build_scorer(
         task=task.name,
         heads=task.heads,
         backbone=config.recipe.backbone,
+        ordinal=ordinal,
         input=input_config(config.recipe, dataset),
         frame_policy=dataset.frame_policy,
         face_policy=dataset.face_policy,
@@ -360,6 +340,7 @@ def _build_scorer(
             num_train_rows=dataset.num_crops["train"],
             num_val_rows=len(targets),
             recipe=config.recipe.flat() | {"num_workers": config.num_workers},
+            curves={name: tuple(values) for name, values in last["curves"].items()},
         ),
     )
     save_scorer(directory, network, manifest)
@@ -377,7 +358,7 @@ def print_result(result: TrainResult) -> None:
     manifest = result.manifest
     table = Table(
         title=f"{registry.model_name(manifest.task)} version {result.version}, digest {result.digest[:12]}, "
-        f"best epoch {manifest.training.best_epoch} of {manifest.training.num_epochs}, "
+        f"best epoch {manifest.training.best_epoch + 1} of {manifest.training.num_epochs}, "
         f"{manifest.training.num_val_rows} validation crops"
     )
     table.add_column("metric")

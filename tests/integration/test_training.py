@@ -6,15 +6,18 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import RunStopped, UserError
+from infra.settings import TrackingSettings
 from infra.storage import Storage
 from infra.tracking import tracking_client
 from models import registry
+from models.predictor import Predictor
 from ray_jobs.crops.dataset import DatasetManifest, read_manifest
 from ray_jobs.evaluating import EvaluateConfig, run_evaluate
 from ray_jobs.preparing import PrepareConfig, run_prepare
@@ -26,6 +29,7 @@ from ray_jobs.training.recipe import Recipe, resolve_recipe
 from ray_jobs.training.run import TrainResult, run_train
 from ray_jobs.tuning import TuneConfig, run_tune
 from tests.integration.conftest import FACE_POLICY, FRAME_POLICY, World
+from tests.mlflow_server import mlflow_server
 
 pytestmark = pytest.mark.ray
 
@@ -91,6 +95,18 @@ def test_the_scorer_is_registered_with_its_policies_and_metrics(
     assert manifest.dataset_fingerprint == dataset[1].fingerprint
     assert manifest.training.num_val_rows == dataset[1].num_crops["val"]
     assert set(manifest.metrics) == set(manifest.baseline_metrics)
+
+
+def test_an_ordinal_scorer_is_one_like_any_other(world: World, dataset: tuple[str, DatasetManifest]) -> None:
+    config = train_config(
+        world, dataset[0], name="ordinal", task="attractiveness", loss="corn", epochs=1, num_workers=1
+    )
+    trained = run_train(config, world.settings)
+    found = registry.resolve(tracking_client(world.settings.tracking), trained.version, task="attractiveness")
+    assert found.scorer.network.classifier.out_features == 39
+    crops = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    answers = Predictor(found.scorer).probabilities(crops)["score"]
+    np.testing.assert_allclose(answers.sum(1), 1, atol=1e-5)
 
 
 def test_a_balanced_run_says_what_it_was_trained_on(world: World, dataset: tuple[str, DatasetManifest]) -> None:
@@ -165,6 +181,10 @@ def test_an_evaluation_says_what_the_scorer_is_worth(
     assert {"label_smile", "smile", "smile_p"} <= set(predictions.column_names)
     page = (tmp_path / "evaluation.html").read_text()
     assert page.count("<li><img") >= 12
+    assert 'after the last of 2"' in page
+    folder = f"evaluation/{dataset[1].fingerprint[:16]}-val"
+    logged = {file.path for file in tracking_client(world.settings.tracking).list_artifacts(trained.run_id, folder)}
+    assert logged == {f"{folder}/evaluation.html", f"{folder}/evaluation.json"}
     for wrong, words in (
         ({"split": "test"}, "no split 'test'"),
         ({"scorer": "77"}, "77"),
@@ -178,7 +198,7 @@ def test_an_evaluation_says_what_the_scorer_is_worth(
 def test_a_killed_worker_changes_nothing(world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path) -> None:
     """Bitwise on one CPU worker: the run goes on in the middle of an epoch as if nothing had happened."""
     options = {"epochs": 4, "batch_size": 4, "num_workers": 1, "checkpoint_every_steps": 2, "log_every_steps": 1}
-    options |= {"storage": str(tmp_path), "ema": 0.9, "dropout": 0.2, "mixup": 0.2, "label_smoothing": 0.1}
+    options |= {"storage": str(tmp_path), "ema": 0.9, "dropout": 0.2, "mixup": 0.2, "cutmix": 1.0, "mirror": True}
     calm = run_train(train_config(world, dataset[0], name="calm", **options), world.settings)
     killed: list[int] = []
 
@@ -200,6 +220,7 @@ def test_a_killed_worker_changes_nothing(world: World, dataset: tuple[str, Datas
     assert killed
     assert shaken.digest == calm.digest
     assert calm.manifest.metrics == shaken.manifest.metrics
+    assert len(calm.manifest.training.curves["loss"]) == 4
     client = tracking_client(world.settings.tracking)
     for name in ("train_loss", "learning_rate", "loss", "f1_macro_mean"):
         histories = [client.get_metric_history(run.run_id, name) for run in (calm, shaken)]
@@ -258,3 +279,24 @@ def test_a_search_tries_recipes_and_writes_the_best(
     assert len(children) == 2
     assert {run.info.status for run in [parent, *children]} == {"FINISHED"}
     assert all("f1_macro_mean" in run.data.metrics for run in children)
+
+
+@pytest.mark.timeout(400)
+def test_a_tracking_server_with_artifacts_in_s3_has_all_of_a_run(
+    world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path
+) -> None:
+    with mlflow_server(tmp_path) as server:
+        settings = world.settings.model_copy(update={"tracking": TrackingSettings(uri=server.uri)})
+        config = train_config(world, dataset[0], storage=str(tmp_path / "train"), epochs=1, num_workers=1)
+        trained = run_train(config, settings)
+        client = tracking_client(settings.tracking)
+        assert client.get_run(trained.run_id).info.status == "FINISHED"
+        assert [metric.step for metric in client.get_metric_history(trained.run_id, "f1_macro_mean")] == [0]
+        found = registry.resolve(client, trained.version, task="fs2k")
+        assert found.scorer.digest == trained.digest
+        run_evaluate(
+            EvaluateConfig("fs2k", dataset[0], str(tmp_path / "out"), scorer=trained.version, num_resamples=5), settings
+        )
+        names = {key.rsplit("/artifacts/", 1)[1] for key in server.artifacts()}
+    folder = f"evaluation/{dataset[1].fingerprint[:16]}-val"
+    assert {"scorer/weights.safetensors", "dataset/card.html", f"{folder}/evaluation.html"} <= names

@@ -2,12 +2,14 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from coral_pytorch.losses import corn_loss
 from safetensors.torch import save_file
 
 import models.network
 from infra.errors import UserError
-from models.network import backbone_names, build_network, check_backbone, empty_network
-from models.tasks.base import Head
+from models.network import answer, backbone_names, build_network, check_backbone, empty_network
+from models.tasks.base import MISSING, Head, get_task
+from tests.unit.scorers import small_network
 
 HEADS = (Head(name="smile", classes=(False, True)), Head(name="score", classes=tuple(range(60, 100))))
 SMALL = "shufflenet_v2_x0_5"
@@ -125,3 +127,42 @@ def test_imagenet_weights_without_a_network_are_a_clear_refusal(monkeypatch):
     monkeypatch.setattr(models.network, "get_model", offline)
     with pytest.raises(UserError, match=r"cannot download the ImageNet weights of 'resnet18'.*no route to host.*path"):
         build_network("resnet18", HEADS, weights="imagenet")
+
+
+def test_an_ordinal_network_answers_with_probabilities_of_its_conditional_questions():
+    heads = (Head(name="score", classes=tuple(range(5))),)
+    network = build_network(SMALL, heads, ordinal=True).eval()
+    assert network.classifier.out_features == 4
+    images = torch.rand(3, 3, 32, 32)
+    with torch.inference_mode():
+        p = network(images)["score"].exp()
+        above = network.classifier(network.backbone(images)).sigmoid()  # P(y > k | y >= k)
+    expected = torch.stack([above[:, :k].prod(1) * (1 - above[:, k] if k < 4 else 1) for k in range(5)], 1)
+    torch.testing.assert_close(p, expected)
+    torch.testing.assert_close(p.sum(1), torch.ones(3))
+
+
+def test_corn_is_the_loss_of_the_library_of_its_authors():
+    task = get_task("attractiveness")
+    network = build_network(SMALL, task.heads, ordinal=True).eval()
+    torch.nn.init.normal_(network.classifier.weight, std=0.5)
+    images = torch.rand(6, 3, 32, 32)
+    targets = torch.tensor([[0], [5], [38], [39], [39], [17]])
+    loss = task.loss(network(images), targets, kind="corn")
+    expected = corn_loss(network.classifier(network.backbone(images)), targets[:, 0], 40)
+    torch.testing.assert_close(loss, expected)
+    with_unlabelled = task.loss(
+        network(torch.cat([images, images[:1]])), torch.cat([targets, torch.tensor([[MISSING]])]), kind="corn"
+    )
+    torch.testing.assert_close(with_unlabelled, expected)
+
+
+def test_a_mirrored_answer_is_the_same_for_a_picture_and_its_mirror_image():
+    network = small_network("attractiveness")
+    images = torch.rand(3, 3, 32, 32)
+    with torch.inference_mode():
+        plain, turned = network(images), network(images.flip(3))
+        both = answer(network, images, mirror=True)
+        assert torch.equal(answer(network, images, mirror=False)["score"], plain["score"])
+    assert not torch.allclose(plain["score"], turned["score"], atol=1e-4)
+    torch.testing.assert_close(both["score"], (plain["score"] + turned["score"]) / 2)

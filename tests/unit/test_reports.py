@@ -552,3 +552,16 @@ def test_steps_end_at_the_total() -> None:
     assert plot.line[0] == (0, 0)
     assert plot.line[-1] == (1, 1)
     assert plot.y_ticks[-1].label == "40"
+
+
+def test_a_curve_is_drawn_over_the_range_of_its_values():
+    plot = plots.curve([0.4, 0.9, 0.6], title="", x_label="epoch", alt="", marks=[(2, "kept")])
+    heights = [y for _, y in plot.line]
+    assert [x for x, _ in plot.line] == [0, 0.5, 1]
+    assert heights.index(max(heights)) == 1
+    assert 0 <= min(heights) < 0.3
+    assert max(heights) <= 1
+    assert [(mark.at, mark.label) for mark in plot.marks] == [(0.5, "kept")]
+    ((x, y),) = plots.curve([0.5], title="", x_label="", alt="").line
+    assert x == 0
+    assert 0 <= y <= 1

@@ -1,0 +1,92 @@
+"""How a training step computes: its type, and crops mixed with others."""
+
+import pytest
+import torch
+
+from ray_jobs.training.learning import mix, resolve_precision
+from ray_jobs.training.loop import is_out_of_memory
+from ray_jobs.training.recipe import Recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx2": True, "avx512_bf16": False}, torch.float32),
+        ({"avx2": True, "avx512_bf16": True}, torch.bfloat16),
+        ({"neon": True, "bf16": True}, torch.bfloat16),
+        ({"architecture": "riscv64"}, torch.float32),
+    ],
+)
+def test_auto_is_bfloat16_where_the_cpu_has_its_instructions(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert resolve_precision("auto", CPU) == expected
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_does_not_take_an_emulated_bfloat16_of_a_gpu(monkeypatch, native):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    assert resolve_precision("auto", torch.device("cuda")) == (torch.bfloat16 if native else torch.float32)
+
+
+def test_a_named_precision_is_kept_whatever_the_hardware(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert resolve_precision("bfloat16", CPU) == torch.bfloat16
+    assert resolve_precision("float32", CPU) == torch.float32
+
+
+def levels(num: int, side: int = 20) -> torch.Tensor:
+    """Images of one value each: 0, 1, 2, …"""
+    return torch.arange(num, dtype=torch.float32).view(-1, 1, 1, 1).expand(num, 3, side, side)
+
+
+def test_without_mixing_nothing_is_drawn():
+    images, generator = levels(4), torch.Generator().manual_seed(1)
+    before = generator.get_state()
+    same, mixed = mix(images, Recipe(), generator)
+    assert same is images
+    assert mixed is None
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_mixup_blends_by_the_share_of_the_labels():
+    images, mixed = mix(levels(8), Recipe(mixup=0.4), torch.Generator().manual_seed(3))
+    assert mixed is not None
+    assert 0 < mixed.share < 1
+    own = torch.arange(8.0)
+    expected = mixed.share * own + (1 - mixed.share) * own[mixed.order]
+    assert torch.allclose(images.mean((1, 2, 3)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cutmix_pastes_as_much_as_the_labels_say(seed):
+    images, mixed = mix(levels(8), Recipe(cutmix=1.0), torch.Generator().manual_seed(seed))
+    assert mixed is not None
+    for number, image in enumerate(images):
+        other = int(mixed.order[number])
+        assert set(image.unique().tolist()) <= {float(number), float(other)}
+        if other != number:
+            assert (image[0] == number).double().mean().item() == pytest.approx(mixed.share)
+
+
+def test_with_both_each_step_takes_one_by_its_draw():
+    recipe = Recipe(mixup=0.4, cutmix=1.0)
+    shares = []
+    for seed in range(30):
+        images, mixed = mix(levels(6), recipe, torch.Generator().manual_seed(seed))
+        again, repeated = mix(levels(6), recipe, torch.Generator().manual_seed(seed))
+        assert torch.equal(images, again)
+        assert mixed is not None
+        assert repeated is not None
+        assert mixed.share == repeated.share
+        shares.append(bool((images == images[:, :1, :1, :1]).all()))
+    assert 5 < sum(shares) < 25  # blended images stay of one value
+
+
+def test_memory_that_is_not_there_is_known_by_the_words_of_the_allocator():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 44)
+    assert is_out_of_memory(error.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
