@@ -1,7 +1,7 @@
 """Training, measured side by side: the reader's cost, losses, numbers of workers, and a run that is killed.
 
     python -m benchmarks.training                      steps on the real reader against one batch over and over
-    python -m benchmarks.training losses               attractiveness by loss: unseen creators of drawn videos, three seeds
+    python -m benchmarks.training losses               attractiveness by loss, unseen creators, three seeds
     python -m benchmarks.training workers              one worker and two with the same global batch, three seeds
     python -m benchmarks.training resume               an undisturbed run and one whose worker is killed twice
 
