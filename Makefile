@@ -26,6 +26,10 @@ setup: .venv/.done  ## build .venv from the locks (done by every other target wh
 demo: setup  ## draw a catalog, train both tasks, promote, score it twice, write runs/demo/report.html
 	$(PY) -m ray_jobs demo --dir $(DEMO_DIR)
 
+.PHONY: demo-promotion
+demo-promotion: setup  ## three scorers before the gates of a promotion, and the way back; pages in runs/demo-promotion
+	$(PY) -m ray_jobs demo --story promotion --dir runs/demo-promotion
+
 .PHONY: test
 test: lint types unit  ## everything that CI runs: lint, types and all tests
 

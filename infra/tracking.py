@@ -2,6 +2,7 @@
 
 import logging
 import os
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -42,3 +43,9 @@ def experiment_id(client: MlflowClient, settings: TrackingSettings) -> str:
     uri = absolute_uri(settings.uri)
     root = (Path(uri.removeprefix("sqlite:///")).parent / "mlruns").as_uri() if uri.startswith("sqlite:") else None
     return str(client.create_experiment(settings.experiment, artifact_location=root))
+
+
+def code_version() -> str:
+    """The commit of the working directory, or 'unknown' where there is none (a job's uploaded copy)."""
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"

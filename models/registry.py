@@ -1,8 +1,8 @@
-"""The MLflow model registry: register a scorer, resolve a reference to its files, move an alias."""
+"""The MLflow model registry: register a scorer, resolve a reference to its files, list versions, point aliases."""
 
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlflow.artifacts
@@ -11,10 +11,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from infra.errors import UserError
-from models.scorer import Scorer, load_scorer
+from models.scorer import CARD_FILE, MANIFEST_FILE, Scorer, load_scorer
 from models.tasks.base import task_names
 
-CHAMPION = "champion"
+ALIASES = CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _REGISTRY_URI = re.compile(r"^models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))$")
 
 
@@ -32,6 +32,8 @@ class ResolvedScorer:
     run_id: str | None  # of the MLflow run that it came from, where it is registered
     directory: Path
     scorer: Scorer
+    # Of a downloaded one: its files go when nobody holds this any more.
+    folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
 
 
 def register(client: MlflowClient, directory: Path, *, run_id: str) -> ModelVersion:
@@ -48,13 +50,14 @@ def register(client: MlflowClient, directory: Path, *, run_id: str) -> ModelVers
     run = client.get_run(run_id)
     tags = {"digest": scorer.digest, "task": manifest.task, "dataset_fingerprint": manifest.dataset_fingerprint}
     tags |= {f"metric.{metric}": f"{value:.6g}" for metric, value in manifest.metrics.items()}
+    card = (directory / CARD_FILE).read_text(encoding="utf-8")
     return client.create_model_version(
-        name, source=f"{run.info.artifact_uri}/scorer", run_id=run_id, tags=tags, description=f"digest {scorer.digest}"
+        name, source=f"{run.info.artifact_uri}/scorer", run_id=run_id, tags=tags, description=card
     )
 
 
-def promote(client: MlflowClient, task: str, version: str, *, alias: str = CHAMPION) -> str | None:
-    """Point ``alias`` at ``version`` of the task's model.
+def set_alias(client: MlflowClient, task: str, version: str, alias: str) -> str | None:
+    """Point an alias at a version of the task's model; the champion's has its own way (`models.promotion`).
 
     Returns:
         The version that the alias pointed at before, or None.
@@ -62,26 +65,44 @@ def promote(client: MlflowClient, task: str, version: str, *, alias: str = CHAMP
     Raises:
         UserError: The version is not registered, or its files do not match the digest in its tag.
     """
-    name = model_name(task)
-    resolve(client, f"models:/{name}/{version}", task=task)
-    try:
-        before = str(client.get_model_version_by_alias(name, alias).version)
-    except MlflowException:
-        before = None
-    client.set_registered_model_alias(name, alias, version)
+    resolve(client, f"models:/{model_name(task)}/{version}", task=task)
+    before = version_with(client, task, alias)
+    client.set_registered_model_alias(model_name(task), alias, version)
     return before
+
+
+def version_with(client: MlflowClient, task: str, alias: str) -> str | None:
+    """The version that an alias of the task's model points at, or None."""
+    try:
+        return str(client.get_model_version_by_alias(model_name(task), alias).version)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def versions(client: MlflowClient, task: str) -> list[ModelVersion]:
+    """All versions of the task's model with their aliases, the newest first."""
+    found: list[ModelVersion] = []
+    token: str | None = None
+    while True:
+        page = client.search_model_versions(f"name = '{model_name(task)}'", max_results=200, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            break
+    aliases: dict[str, list[str]] = {}
+    if found:
+        for alias, version in client.get_registered_model(model_name(task)).aliases.items():
+            aliases.setdefault(str(version), []).append(alias)
+    for item in found:
+        item.aliases = sorted(aliases.get(str(item.version), []))
+    return sorted(found, key=lambda item: -int(item.version))
 
 
 def tasks_with(client: MlflowClient, alias: str) -> list[str]:
     """The known tasks whose model has the alias, sorted."""
-    found = []
-    for task in task_names():
-        try:
-            client.get_model_version_by_alias(model_name(task), alias)
-        except MlflowException:
-            continue
-        found.append(task)
-    return found
+    return [task for task in task_names() if version_with(client, task, alias) is not None]
 
 
 def resolve(client: MlflowClient, reference: str, *, task: str) -> ResolvedScorer:
@@ -96,21 +117,35 @@ def resolve(client: MlflowClient, reference: str, *, task: str) -> ResolvedScore
     Raises:
         UserError: No such version, alias or directory; the digest differs from the tag; or it is another task's.
     """
+    folder = None
     if Path(reference).is_dir():
         directory, version, digest, run_id = Path(reference), str(Path(reference).resolve()), None, None
     else:
-        found = _find_version(client, reference, task)
+        found = find_version(client, reference, task=task)
         digest = _digest_tag(found, reference)
-        directory = Path(tempfile.mkdtemp(prefix="facereel-scorer-"))
+        folder = tempfile.TemporaryDirectory(prefix="facereel-scorer-", ignore_cleanup_errors=True)
         mlflow.artifacts.download_artifacts(
-            artifact_uri=found.source, dst_path=str(directory), tracking_uri=client.tracking_uri
+            artifact_uri=found.source, dst_path=folder.name, tracking_uri=client.tracking_uri
         )
-        directory = next(path.parent for path in directory.rglob("scorer.json"))
+        directory = next(path.parent for path in Path(folder.name).rglob(MANIFEST_FILE))
         version, run_id = f"models:/{found.name}/{found.version}", found.run_id or None
     scorer = load_scorer(directory, expected_digest=digest)
     if scorer.manifest.task != task:
         raise UserError(f"{reference} answers the task {scorer.manifest.task!r}, not {task!r}")
-    return ResolvedScorer(reference=reference, version=version, run_id=run_id, directory=directory, scorer=scorer)
+    return ResolvedScorer(reference, version, run_id, directory, scorer, folder)
+
+
+def read_artifact(client: MlflowClient, run_id: str, path: str) -> str:
+    """A text among a run's artifacts.
+
+    Raises:
+        MlflowException: There is none.
+    """
+    with tempfile.TemporaryDirectory(prefix="facereel-artifact-") as folder:
+        try:
+            return Path(client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+        except OSError as error:
+            raise MlflowException(f"run {run_id} has no artifact {path}") from error
 
 
 def find_digest(client: MlflowClient, reference: str, *, task: str) -> str:
@@ -119,7 +154,7 @@ def find_digest(client: MlflowClient, reference: str, *, task: str) -> str:
     Raises:
         UserError: No such version or alias, or it was not registered by facereel.
     """
-    return _digest_tag(_find_version(client, reference, task), reference)
+    return _digest_tag(find_version(client, reference, task=task), reference)
 
 
 def _digest_tag(found: ModelVersion, reference: str) -> str:
@@ -131,7 +166,12 @@ def _digest_tag(found: ModelVersion, reference: str) -> str:
     return digest
 
 
-def _find_version(client: MlflowClient, reference: str, task: str) -> ModelVersion:
+def find_version(client: MlflowClient, reference: str, *, task: str) -> ModelVersion:
+    """The registered version that ``reference`` (an alias, a number, ``models:/…``) names.
+
+    Raises:
+        UserError: There is none.
+    """
     uri = f"models:/{model_name(task)}/{reference}" if reference.isdigit() else reference
     if re.fullmatch(r"[A-Za-z][\w-]*", reference):
         uri = f"models:/{model_name(task)}@{reference}"

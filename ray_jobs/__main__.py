@@ -15,11 +15,14 @@ VERBS = {
     "train": "Train a scorer on a crops dataset and register it.",
     "tune": "Search a recipe's fields, by trials on the cluster.",
     "evaluate": "Measure a scorer on a split, with slices, calibration and cases.",
-    "promote": "Point the champion alias at a registered version.",
+    "promote": "Make a version the champion, if it passes the gates.",
+    "rollback": "Make the previous champion champion again.",
+    "models": "List, show, compare, export and import registered scorers.",
     "plan": "Show what scoring a catalog would do, without doing it.",
     "score": "Score a catalog of videos into the score table.",
     "status": "Show the tables and the runs of a root, the one at work too.",
     "results": "Print or export each video's newest row.",
+    "drift": "Compare recent rows with earlier ones; for a cron job.",
     "tables": "Compact the tables and remove files that nothing refers to.",
     "report": "Write an HTML page about the score tables.",
     "demo": "Draw a catalog and run everything on it, end to end.",
@@ -40,9 +43,13 @@ class LazyVerbs(TyperGroup):
         """The verb's command: the function of the same name in ``ray_jobs/<verb>.py``."""
         if cmd_name not in VERBS:
             return None
-        function = getattr(importlib.import_module(f"ray_jobs.{cmd_name}"), cmd_name)
+        module = importlib.import_module(f"ray_jobs.{cmd_name}")
+        if hasattr(module, "app"):  # a verb with verbs of its own
+            group = typer.main.get_command(module.app)
+            group.name = cmd_name
+            return group
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command(name=cmd_name)(function)
+        app.command(name=cmd_name)(getattr(module, cmd_name))
         return typer.main.get_command(app)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

@@ -71,7 +71,8 @@ class RunProgress:
 
 def print_plan(plan: "Plan") -> None:
     """The plan as a table: a row a state, a column a task, and a few ids of each state."""
-    table = Table(title=f"plan for {plan.catalog}: {plan.num_videos:,} videos, {plan.num_due:,} due")
+    later = f" now, {plan.num_later:,} later" if plan.num_later else ""
+    table = Table(title=f"plan for {plan.catalog}: {plan.num_videos:,} videos, {plan.num_due:,} due{later}")
     table.add_column("state")
     for task in plan.counts:
         table.add_column(task, justify="right")

@@ -14,7 +14,7 @@ from infra.settings import Settings, load_settings
 from infra.storage import Storage
 from infra.tables import DeltaStore
 from infra.tracking import tracking_client
-from models import registry
+from models import promotion, registry
 from models.faces.policy import FacePolicy
 from models.video.sampling import FramePolicy
 from ray_jobs.console import console
@@ -38,18 +38,17 @@ FRAME_POLICY = FramePolicy(every=12, limit=3)
 FACE_POLICY = FacePolicy(crop_size=96)
 
 
-def run_demo(folder: Path, *, num_videos: int, seed: int) -> Path:
-    """Draw, prepare, train, promote, score twice, compare, report; returns the report's path.
-
-    Raises:
-        UserError: The folder holds something that is no demo.
-    """
-    start = time.monotonic()
-    _empty(folder)
-    settings = load_settings(
+def demo_settings(folder: Path) -> Settings:
+    """Settings of a demo that keeps everything in its folder."""
+    return load_settings(
         tracking={"uri": f"sqlite:///{folder.resolve()}/mlflow.db", "experiment": "facereel-demo"},
         cluster={"num_cpus": 3},  # what the pipeline needs; each process more costs ten seconds of imports
     )
+
+
+def run_demo(folder: Path, settings: Settings, *, num_videos: int, seed: int) -> Path:
+    """Draw, prepare, train, promote, score twice, compare, report; returns the report's path."""
+    start = time.monotonic()
     _step(start, f"drawing {num_videos} videos with faces, 6 without, 6 broken ones")
     drawn = draw_catalog(folder, num_videos, 6, 6, seed, num_frames=NUM_FRAMES, num_processes=os.cpu_count() or 1)
     _step(start, f"preparing crops from {drawn.num_labelled} labelled videos")
@@ -68,7 +67,7 @@ def run_demo(folder: Path, *, num_videos: int, seed: int) -> Path:
         _step(start, f"training {task} with two workers")
         trained = run_train(_train_config(task, dataset, folder, seed), settings)
         print_training(trained)
-        registry.promote(tracking_client(settings.tracking), task, trained.version)
+        promotion.promote(tracking_client(settings.tracking), task, trained.version, reason="the demo's first champion")
         console.print(f"{registry.model_name(task)}: champion is version {trained.version} now", highlight=False)
     config = ScoreConfig(
         catalog=str(drawn.catalog),
@@ -107,7 +106,12 @@ def _step(start: float, what: str) -> None:
     console.print(f"{time.monotonic() - start:4.0f} s  {what}", style="bold", highlight=False)
 
 
-def _empty(folder: Path) -> None:
+def empty(folder: Path) -> None:
+    """Make the folder new for a demo.
+
+    Raises:
+        UserError: It holds something that is no demo.
+    """
     if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
         raise UserError(f"{folder} holds something that is no demo: give another --dir, or empty it first")
     shutil.rmtree(folder, ignore_errors=True)

@@ -15,7 +15,7 @@ def evaluate(
         str, typer.Option(help="An alias, a version, models:/NAME/VERSION, or a directory.")
     ] = "champion",
     against: Annotated[str | None, typer.Option(help="A second scorer, to stand beside the first.")] = None,
-    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which crops to measure on.")] = "val",
+    split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="Which crops to measure on.")] = "val",
     slice_by: Annotated[
         list[str] | None, typer.Option("--slice", help="A further column of the dataset to slice by; repeat.")
     ] = None,

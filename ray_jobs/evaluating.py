@@ -15,6 +15,7 @@ from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage import Storage, join
 from infra.tracking import tracking_client
+from models.calibration import Calibration
 from models.evaluation import Evaluation, Figure, evaluate, resample
 from models.predictor import Predictor
 from models.registry import ResolvedScorer, resolve
@@ -22,7 +23,7 @@ from models.scorer import Scorer
 from models.tasks.base import Probabilities, Targets, Task, get_task
 from ray_jobs.cluster import connect
 from ray_jobs.console import console
-from ray_jobs.crops.dataset import DatasetManifest, part_uris, read_manifest, read_targets
+from ray_jobs.crops.dataset import DatasetManifest, groups_of, read_manifest, read_targets, split_parts
 from ray_jobs.crops.mapping import map_crops, scanned
 from ray_jobs.reports.cases import confusions, error_histogram, find_cases
 from ray_jobs.reports.evaluation import Comparison, evaluation_page
@@ -52,18 +53,61 @@ class EvaluateConfig:
     use_gpu: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One scorer's answers to labelled rows, or two scorers': the second is what the first is held against."""
+
+    task: Task
+    answers: tuple[Probabilities, ...]
+    targets: Targets
+    groups: tuple[str, ...]  # creator of each row
+    columns: dict[str, list[str | None]]  # what slices are told apart by: name -> value of each row
+    evaluations: tuple[Evaluation, ...]
+    differences: dict[str, Figure]  # metric -> the first's less the second's, paired; empty where there is one
+
+    def slice_difference(self, column: str, value: str, num_resamples: int = 200) -> Figure:
+        """The difference of the best metric over a slice, with its paired 95% interval."""
+        chosen = np.flatnonzero(np.asarray([given == value for given in self.columns[column]]))
+        answers = [{name: p[chosen] for name, p in answer.items()} for answer in self.answers]
+        groups = [self.groups[row] for row in chosen]
+        return _differences(self.task, answers, self.targets[chosen], groups, num_resamples)[self.task.best_metric]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Scorers on a split of a dataset."""
+
+    manifest: DatasetManifest
+    scorers: tuple[ResolvedScorer, ...]
+    compared: Compared
+    table: pa.Table  # of the split, without the crops
+    parts: tuple[str, ...]
+
+
 def run_evaluate(config: EvaluateConfig, settings: Settings) -> Evaluation:
     """Measure, write and print.
 
     Raises:
         UserError: There is no such scorer, dataset, split or column, or the scorer takes other crops.
     """
+    task, client = get_task(config.task), tracking_client(settings.tracking)
+    scorers = [resolve(client, name, task=task.name) for name in (config.scorer, config.against) if name is not None]
+    found = measure(config, scorers, settings)
+    write_evaluation(config, found, settings)
+    _print(config, found, _notes(config, found.manifest, scorers[0]))
+    return found.compared.evaluations[0]
+
+
+def measure(config: EvaluateConfig, scorers: Sequence[ResolvedScorer], settings: Settings) -> Measured:
+    """Predict the split with every scorer, on the cluster, and evaluate.
+
+    Raises:
+        UserError: There is no such dataset, split or column, or a scorer takes other crops.
+    """
     task, storage = get_task(config.task), Storage(settings.storage)
     manifest = read_manifest(config.dataset, storage)
-    client = tracking_client(settings.tracking)
-    scorers = [resolve(client, name, task=task.name) for name in (config.scorer, config.against) if name is not None]
     _check(config, task, manifest, scorers)
-    parts = part_uris(config.dataset, manifest, config.split)
+    parts = split_parts(config.dataset, manifest, config.split)
     rows = scanned(parts, storage)
     table = rows.to_table(columns=[name for name in rows.schema.names if name != "crop"])
     if unknown := [name for name in config.slices if name not in table.column_names]:
@@ -71,59 +115,110 @@ def run_evaluate(config: EvaluateConfig, settings: Settings) -> Evaluation:
     targets = task.encode_labels({name: table[name].to_pylist() for name in task.label_columns})
     connect(settings.cluster)
     train_targets = read_targets(config.dataset, manifest, task, storage)
-    answers = [_predicted(found.scorer, parts, storage, table.num_rows, use_gpu=config.use_gpu) for found in scorers]
-    columns = _slice_columns(table, task, config.slices)
+    compared = compare(
+        task,
+        [_predicted(found.scorer, parts, storage, table.num_rows, use_gpu=config.use_gpu) for found in scorers],
+        targets,
+        videos=table["video_id"].to_pylist(),
+        groups=groups_of(table),
+        baseline=task.baseline(train_targets),
+        calibrations=[found.scorer.manifest.calibration for found in scorers],
+        columns=_slice_columns(table, task, config.slices),
+        num_resamples=config.num_resamples,
+    )
+    return Measured(manifest, tuple(scorers), compared, table, tuple(parts))
+
+
+def compare(
+    task: Task,
+    answers: Sequence[Probabilities],
+    targets: Targets,
+    *,
+    videos: Sequence[str],
+    groups: Sequence[str],
+    baseline: Probabilities,
+    calibrations: Sequence[Calibration],
+    columns: dict[str, list[str | None]],
+    num_resamples: int,
+) -> Compared:
+    """Evaluate one scorer's answers, or two scorers' and their paired differences.
+
+    Args:
+        task: What is answered.
+        answers: Of each scorer: head name -> float32[n, C].
+        targets: int64[n, H].
+        videos: The video of each row.
+        groups: The creator of each row.
+        baseline: The trivial answer.
+        calibrations: Of each scorer: its intervals.
+        columns: What to slice by.
+        num_resamples: Of the bootstrap.
+    """
     evaluations = [
         evaluate(
             task,
             probabilities,
             targets,
-            videos=table["video_id"].to_pylist(),
-            groups=_groups(table),
-            baseline=task.baseline(train_targets),
-            half_widths={
-                name: (interval.half_width, interval.level)
-                for name, interval in found.scorer.manifest.calibration.intervals.items()
-            },
+            videos=videos,
+            groups=groups,
+            baseline=baseline,
+            half_widths={name: (item.half_width, item.level) for name, item in calibration.intervals.items()},
             columns=columns,
-            num_resamples=config.num_resamples,
+            num_resamples=num_resamples,
         )
-        for found, probabilities in zip(scorers, answers, strict=True)
+        for probabilities, calibration in zip(answers, calibrations, strict=True)
     ]
-    comparison = None
-    if len(scorers) == 2:
-        comparison = _compared(task, answers, targets, table, evaluations[1], scorers[1], config.num_resamples)
-    cases = find_cases(task, scorers[0].scorer, answers[0], targets, table, parts, storage)
-    notes = _notes(config, manifest, scorers[0])
-    _write(config, storage, manifest, scorers, evaluations, comparison, notes)
+    return Compared(
+        task=task,
+        answers=tuple(answers),
+        targets=targets,
+        groups=tuple(groups),
+        columns=columns,
+        evaluations=tuple(evaluations),
+        differences=_differences(task, answers, targets, groups, num_resamples) if len(answers) == 2 else {},
+    )
+
+
+def write_evaluation(config: EvaluateConfig, found: Measured, settings: Settings) -> None:
+    """Page, figures and predictions below ``config.out``; page and figures also in the first scorer's MLflow run."""
+    compared, storage, scorer = found.compared, Storage(settings.storage), found.scorers[0]
+    task, answer, targets = compared.task, compared.answers[0], compared.targets
+    notes = _notes(config, found.manifest, scorer)
+    result = _result(config, found, notes)
     page = evaluation_page(
         task,
         config.dataset,
-        manifest,
+        found.manifest,
         config.split,
-        scorers[0],
-        evaluations[0],
-        comparison,
-        cases,
+        scorer,
+        compared.evaluations[0],
+        _comparison(found),
+        find_cases(task, scorer.scorer, answer, targets, found.table, found.parts, storage),
         notes,
-        confusions(task, answers[0], targets),
-        error_histogram(task, answers[0], targets),
+        confusions(task, answer, targets),
+        error_histogram(task, answer, targets),
     )
+    storage.put(join(config.out, RESULT), result.encode())
     storage.put(join(config.out, PAGE), page.encode())
-    storage.put(join(config.out, PREDICTIONS), _predictions(task, scorers[0].scorer, answers[0], table))
-    if scorers[0].run_id is not None:
-        folder = f"evaluation/{manifest.fingerprint[:16]}-{config.split}"
-        client.log_text(scorers[0].run_id, page, f"{folder}/{PAGE}")
-        client.log_text(scorers[0].run_id, storage.read_all(join(config.out, RESULT)).decode(), f"{folder}/{RESULT}")
-    _print(config, task, scorers, evaluations, comparison, notes)
-    return evaluations[0]
+    storage.put(join(config.out, PREDICTIONS), _predictions(task, scorer.scorer, answer, found.table))
+    if scorer.run_id is not None:
+        client = tracking_client(settings.tracking)
+        folder = f"evaluation/{found.manifest.fingerprint[:16]}-{config.split}"
+        client.log_text(scorer.run_id, page, f"{folder}/{PAGE}")
+        client.log_text(scorer.run_id, result, f"{folder}/{RESULT}")
+
+
+def _comparison(found: Measured) -> Comparison | None:
+    if len(found.scorers) < 2:
+        return None
+    return Comparison(found.scorers[1].version, found.compared.evaluations[1].per_image, found.compared.differences)
 
 
 def _check(config: EvaluateConfig, task: Task, manifest: DatasetManifest, scorers: Sequence[ResolvedScorer]) -> None:
     if task.name not in manifest.tasks:
         raise UserError(f"{config.dataset} has labels for {', '.join(manifest.tasks)}, not for {task.name!r}")
-    if config.split not in manifest.parts:
-        raise UserError(f"{config.dataset} has no split {config.split!r}; it has {', '.join(manifest.parts)}")
+    if config.split not in (*manifest.parts, "all"):
+        raise UserError(f"{config.dataset} has no split {config.split!r}; it has {', '.join(manifest.parts)}, all")
     for found in scorers:
         if found.scorer.manifest.face_policy != manifest.face_policy:
             raise UserError(
@@ -148,11 +243,6 @@ def _predicted(
     work = _Probabilities(scorer, "cuda" if use_gpu else "cpu")
     blocks = map_crops(parts, storage, np.arange(num_rows), work, title="evaluate", num_gpus=1 if use_gpu else 0)
     return {head.name: np.concatenate([block[head.name] for block in blocks]) for head in scorer.manifest.heads}
-
-
-def _groups(table: pa.Table) -> list[str]:
-    pairs = zip(table["creator_id"].to_pylist(), table["video_id"].to_pylist(), strict=True)
-    return [creator or video for creator, video in pairs]
 
 
 def _slice_columns(table: pa.Table, task: Task, further: Sequence[str]) -> dict[str, list[str | None]]:
@@ -188,22 +278,19 @@ def _band(value: float, edges: Sequence[float]) -> str:
     return f"{edges[place - 1]:g} to {edges[place]:g}"
 
 
-def _compared(
-    task: Task,
-    answers: Sequence[Probabilities],
-    targets: Targets,
-    table: pa.Table,
-    other: Evaluation,
-    scorer: ResolvedScorer,
-    num_resamples: int,
-) -> Comparison:
-    """The second scorer's figures, and intervals of the difference on the same resamples."""
-    group_of = np.unique(np.asarray(_groups(table), dtype=object).astype(str), return_inverse=True)[1]
+def _differences(
+    task: Task, answers: Sequence[Probabilities], targets: Targets, groups: Sequence[str], num_resamples: int
+) -> dict[str, Figure]:
+    """The first scorer's figures less the second's, with intervals from the same resamples of creators for both."""
+    group_of = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1]
     drawn: dict[str, list[float]] = {}
     for rows in resample(group_of, num_resamples):
-        first, second = (
-            task.metrics({name: p[rows] for name, p in answer.items()}, targets[rows]) for answer in answers
-        )
+        try:
+            first, second = (
+                task.metrics({name: p[rows] for name, p in answer.items()}, targets[rows]) for answer in answers
+            )
+        except UserError:  # no label among them
+            continue
         for name in first.keys() & second.keys():
             drawn.setdefault(name, []).append(first[name] - second[name])
     values = [task.metrics(answer, targets) for answer in answers]
@@ -211,14 +298,14 @@ def _compared(
     for name in values[0]:
         low, high = np.quantile(drawn[name], [0.025, 0.975]).tolist() if drawn.get(name) else (None, None)
         differences[name] = Figure(value=values[0][name] - values[1][name], low=low, high=high)
-    return Comparison(scorer.version, other.per_image, differences)
+    return differences
 
 
 def _notes(config: EvaluateConfig, manifest: DatasetManifest, found: ResolvedScorer) -> list[str]:
     """What a reader of the figures has to know."""
     if found.scorer.manifest.dataset_fingerprint != manifest.fingerprint:
         return []
-    if config.split == "train":
+    if config.split in ("train", "all"):
         return ["The scorer was trained on these very crops: the figures say nothing about others."]
     if config.split == "val":
         return [
@@ -227,30 +314,23 @@ def _notes(config: EvaluateConfig, manifest: DatasetManifest, found: ResolvedSco
     return []
 
 
-def _write(
-    config: EvaluateConfig,
-    storage: Storage,
-    manifest: DatasetManifest,
-    scorers: Sequence[ResolvedScorer],
-    evaluations: Sequence[Evaluation],
-    comparison: Comparison | None,
-    notes: Sequence[str],
-) -> None:
+def _result(config: EvaluateConfig, found: Measured, notes: Sequence[str]) -> str:
+    first = found.scorers[0]
     result: dict[str, Any] = {
         "task": config.task,
-        "scorer": {"version": scorers[0].version, "digest": scorers[0].scorer.digest},
-        "dataset": {"uri": config.dataset, "fingerprint": manifest.fingerprint, "split": config.split},
+        "scorer": {"version": first.version, "digest": first.scorer.digest},
+        "dataset": {"uri": config.dataset, "fingerprint": found.manifest.fingerprint, "split": config.split},
         "notes": list(notes),
-        "evaluation": evaluations[0].model_dump(mode="json"),
+        "evaluation": found.compared.evaluations[0].model_dump(mode="json"),
     }
-    if comparison is not None:
+    if len(found.scorers) == 2:
         result["against"] = {
-            "version": scorers[1].version,
-            "digest": scorers[1].scorer.digest,
-            "evaluation": evaluations[1].model_dump(mode="json"),
-            "differences": {name: figure.model_dump(mode="json") for name, figure in comparison.differences.items()},
+            "version": found.scorers[1].version,
+            "digest": found.scorers[1].scorer.digest,
+            "evaluation": found.compared.evaluations[1].model_dump(mode="json"),
+            "differences": {name: item.model_dump(mode="json") for name, item in found.compared.differences.items()},
         }
-    storage.put(join(config.out, RESULT), json.dumps(result, indent=2).encode())
+    return json.dumps(result, indent=2)
 
 
 def _predictions(task: Task, scorer: Scorer, answer: Probabilities, table: pa.Table) -> bytes:
@@ -274,17 +354,11 @@ def _predictions(task: Task, scorer: Scorer, answer: Probabilities, table: pa.Ta
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _print(
-    config: EvaluateConfig,
-    task: Task,
-    scorers: Sequence[ResolvedScorer],
-    evaluations: Sequence[Evaluation],
-    comparison: Comparison | None,
-    notes: Sequence[str],
-) -> None:
-    first = evaluations[0]
+def _print(config: EvaluateConfig, found: Measured, notes: Sequence[str]) -> None:
+    task, comparison = found.compared.task, _comparison(found)
+    first = found.compared.evaluations[0]
     table = Table(
-        title=f"{scorers[0].version} on {config.split} of {config.dataset}: {first.num_rows:,} crops, "
+        title=f"{found.scorers[0].version} on {config.split} of {config.dataset}: {first.num_rows:,} crops, "
         f"{first.num_videos:,} videos, {first.num_groups:,} creators"
     )
     for name in ("metric", "crops", "95% interval", "best constant", "videos"):

@@ -1,10 +1,13 @@
 """Command-line options that several verbs share, and how they become values."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from infra.errors import UserError
+
+if TYPE_CHECKING:
+    from ray_jobs.planning import Portion
 
 Catalog = Annotated[
     str, typer.Option(help="Table of videos (Parquet, CSV, JSONL; columns video_id, uri) or a storage prefix.")
@@ -32,6 +35,17 @@ OptOut = Annotated[
 ]
 ContentBy = Annotated[
     str, typer.Option("--content", help="What tells a video's content: etag, or sha256 (a column of the catalog).")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take at most so many of the due videos.")]
+Priority = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="Take the due videos with the catalog's largest values first.")
+]
+StaleOlderThan = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Score videos of other scorers or policies again only where the newest row is older: 12h, 30d, 8w.",
+    ),
 ]
 NumCpus = Annotated[int | None, typer.Option(min=1, help="Logical CPUs of a local cluster. Default: all, at least 4.")]
 Config = Annotated[str | None, typer.Option(help="Settings file (YAML). Default: facereel.yaml where it exists.")]
@@ -67,6 +81,35 @@ def content_by(value: str) -> Literal["etag", "sha256"]:
     if value == "sha256":
         return "sha256"
     raise UserError(f"--content {value}: give etag or sha256")
+
+
+def seconds(option: str, text: str) -> float:
+    """The seconds of ``90s``, ``15m``, ``12h``, ``30d`` or ``8w``.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+    number, unit = text[:-1], text[-1:]
+    try:
+        value = float(number) * units[unit]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{option} {text}: give a number and s, m, h, d or w (12h, 30d)") from error
+    if not 0 < value < float("inf"):
+        raise UserError(f"{option} {text}: give a time above zero")
+    return value
+
+
+def portion(limit: int | None, priority: str | None, stale_older_than: str | None) -> "Portion":
+    """Which of the due videos to take.
+
+    Raises:
+        UserError: The time is none.
+    """
+    from ray_jobs.planning import Portion
+
+    age = None if stale_older_than is None else seconds("--stale-older-than", stale_older_than)
+    return Portion(limit, priority, age)
 
 
 def cluster_section(num_cpus: int | None) -> dict[str, dict[str, int]]:

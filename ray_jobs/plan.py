@@ -15,6 +15,9 @@ def plan(
     retry: options.Retry = None,
     opt_out: options.OptOut = None,
     content: options.ContentBy = "etag",
+    limit: options.Limit = None,
+    priority: options.Priority = None,
+    stale_older_than: options.StaleOlderThan = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Score a few due videos without writing, and say what all would cost.")
     ] = False,
@@ -42,6 +45,7 @@ def plan(
         retry=frozenset(retry or ()),
         opt_out=opt_out,
         content=options.content_by(content),
+        portion=options.portion(limit, priority, stale_older_than),
         resources=Resources(num_predictors=predictors, gpus_per_predictor=gpus_per_predictor),
     )
     resolved = resolve_scorers(run.scorers, settings)
@@ -60,6 +64,7 @@ def plan(
                         "catalog": found.catalog,
                         "num_videos": found.num_videos,
                         "num_due": found.num_due,
+                        "num_later": found.num_later,
                         "tasks": found.counts,
                         "examples": found.examples,
                         "failed": found.reasons,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from tempfile import TemporaryDirectory
 from typing import Literal, Self
 
@@ -25,6 +26,7 @@ STATES = (
     "stale_policy",
     "stale_scorer",
     "retry",
+    "stale_recent",
     "done",
     "quarantined",
     "quarantined_retryable",
@@ -38,6 +40,15 @@ NUM_EXAMPLES = 3
 DUE_ROWS_PER_FILE = 50_000
 
 Content = Literal["etag", "sha256"]
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Which of the due videos a run takes, so that a catalog can be scored again in slices; by default all."""
+
+    limit: int | None = None  # at most so many
+    priority: str | None = None  # column of the catalog: the largest value first
+    stale_older_than_s: float | None = None  # rows of other scorers or policies younger than this can wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,8 @@ class Plan:
     reasons: dict[str, int]  # reason -> quarantined videos, whichever the task
     versions: dict[str, int | None]  # table -> version that was read
     opted_out: tuple[int, int] | None  # ids on the opt-out list, and videos of the catalog that they name
+    num_later: int  # due too, but beyond the portion's limit
+    order: str  # SQL, of the due list
     connection: duckdb.DuckDBPyConnection
     folder: TemporaryDirectory[str] = field(repr=False)
 
@@ -70,7 +83,10 @@ class Plan:
         self.folder.cleanup()
 
     def due(self) -> pa.RecordBatchReader:
-        """The due videos in the catalog's order: its columns, ``due_tasks`` and ``attempts`` (failed ones, so far)."""
+        """The due videos in the catalog's order, or the portion's.
+
+        Columns: the catalog's, ``due_tasks`` and ``attempts`` (failed ones, so far).
+        """
         return self._due_rows("").to_arrow_reader(10_000)
 
     def due_schema(self) -> pa.Schema:
@@ -108,7 +124,8 @@ class Plan:
 
     def _due_rows(self, where: str) -> duckdb.DuckDBPyRelation:
         return self.connection.sql(
-            f"SELECT c.*, d.due_tasks, d.attempts FROM catalog c JOIN due d ON c.rowid = d.row {where} ORDER BY c.rowid"
+            f"SELECT c.*, d.due_tasks, d.attempts FROM catalog c JOIN due d ON c.rowid = d.row {where} "
+            f"ORDER BY {self.order}"
         )
 
 
@@ -124,6 +141,7 @@ def make_plan(
     opt_out: str | None = None,
     reserved: frozenset[str] = frozenset(),
     all_tasks: Sequence[str] = (),
+    portion: Portion = Portion(),
 ) -> Plan:
     """Compare the catalog with what is committed; touches no video and writes nothing.
 
@@ -143,6 +161,7 @@ def make_plan(
         opt_out: A table with a column ``video_id`` or ``creator_id`` (or both): whom to leave out.
         reserved: Names that the catalog's further columns may not have.
         all_tasks: Tasks whose tables can disprove a failure, beside those of ``scorers``.
+        portion: Which of the due videos to take.
 
     Raises:
         UserError: The catalog or the opt-out list is unusable, or there is no such reason.
@@ -162,12 +181,14 @@ def make_plan(
         reason, opted_out = excluded(connection, catalog, opt_out, storage)
         _find_quarantined(connection, store, policy, content)
         for task, digest in scorers.items():
-            _find_best_rows(connection, store, task, policy, digest, content)
+            _find_best_rows(connection, store, task, policy, digest, content, portion.stale_older_than_s)
         others = [task for task in all_tasks if task not in scorers]
         _drop_disproved(connection, store, list(scorers), others, policy, content)
         for task in scorers:
             _find_states(connection, task, retry, reason)
         _find_due(connection, list(scorers))
+        num_due = _count(connection, "due")
+        order = _take_portion(connection, catalog, portion)
         return Plan(
             catalog=catalog,
             num_videos=_count(connection, "catalog"),
@@ -179,6 +200,8 @@ def make_plan(
             ),
             versions=versions,
             opted_out=opted_out,
+            num_later=num_due - _count(connection, "due"),
+            order=order,
             connection=connection,
             folder=folder,
         )
@@ -242,11 +265,16 @@ def _find_best_rows(
     policy: str,
     digest: str,
     content: Content,
+    stale_older_than_s: float | None,
 ) -> None:
-    """``best_TASK``: the level of each catalog row's best row, and when it was last decoded as it is now.
+    """``best_TASK``: the level of each catalog row's best row, when it was last decoded as it is now, and whether it
+    was scored too recently to be scored again for another scorer or policy.
 
     Levels: 1 other content, 2 this content, 3 this policy too, 4 this scorer too.
     """
+    cutoff = None
+    if stale_older_than_s is not None:
+        cutoff = datetime.now(UTC) - timedelta(seconds=stale_older_than_s)
     columns = ["video_id", "uri", "etag", "sha256", "policy", "scorer", "committed_at"]
     _register(connection, "rows_scored", store, score_table(task), columns)
     # In two steps: joining and grouping at once would need the memory of both.
@@ -264,8 +292,11 @@ def _find_best_rows(
     connection.execute(
         f"""
         CREATE TABLE best_{task} AS
-        SELECT row, max(level) AS level, max(committed_at) FILTER (level >= 3) AS decoded_at FROM seen GROUP BY row
-        """
+        SELECT row, max(level) AS level, max(committed_at) FILTER (level >= 3) AS decoded_at,
+               coalesce(bool_or(level > 1 AND committed_at > $cutoff), false) AS is_recent
+        FROM seen GROUP BY row
+        """,
+        {"cutoff": cutoff},
     )
     connection.execute("DROP TABLE seen")
 
@@ -320,6 +351,7 @@ def _find_states(connection: duckdb.DuckDBPyConnection, task: str, retry: frozen
             WHEN q.row IS NOT NULL THEN if(q.retryable, 'quarantined_retryable', 'quarantined')
             WHEN b.level IS NULL THEN 'new'
             WHEN b.level = 1 THEN 'stale_content'
+            WHEN b.is_recent THEN 'stale_recent'
             WHEN b.level = 2 THEN 'stale_policy'
             ELSE 'stale_scorer' END)::{_ENUM} AS state
         FROM catalog c LEFT JOIN best_{task} b ON c.rowid = b.row LEFT JOIN quarantined_now q ON c.rowid = q.row
@@ -344,6 +376,25 @@ def _find_due(connection: duckdb.DuckDBPyConnection, tasks: Sequence[str]) -> No
         LEFT JOIN quarantined_now q ON d.row = q.row
         """
     )
+
+
+def _take_portion(connection: duckdb.DuckDBPyConnection, catalog: str, portion: Portion) -> str:
+    """Cut ``due`` down to the portion, in its order; the SQL of that order."""
+    if portion.limit is None and portion.priority is None:
+        return "c.rowid"
+    order = "c.rowid"
+    if portion.priority is not None:
+        names = [row[0] for row in connection.execute("DESCRIBE catalog").fetchall()]
+        if portion.priority not in names:
+            raise UserError(f"{catalog}: --priority {portion.priority}: it has the columns {', '.join(names)}")
+        order = f'c."{portion.priority}" DESC NULLS LAST, c.rowid'
+    limit = "" if portion.limit is None else f"LIMIT {portion.limit}"
+    connection.execute(
+        f"CREATE TABLE portion AS SELECT d.* FROM due d JOIN catalog c ON c.rowid = d.row ORDER BY {order} {limit}"
+    )
+    connection.execute("DROP TABLE due")
+    connection.execute("ALTER TABLE portion RENAME TO due")
+    return order
 
 
 def _counts(connection: duckdb.DuckDBPyConnection, task: str) -> dict[str, int]:

@@ -10,7 +10,7 @@ from models.registry import CHAMPION, ResolvedScorer, resolve, tasks_with
 from models.tasks.base import task_names
 from models.video.limits import DecodeLimits
 from ray_jobs.failure_guard import FailureLimits
-from ray_jobs.planning import Content, Plan, make_plan
+from ray_jobs.planning import Content, Plan, Portion, make_plan
 from ray_jobs.stages.extract import ExtractConfig, policy_digest
 from ray_jobs.stages.pipeline import Resources
 from ray_jobs.stages.sink import reserved_columns
@@ -26,6 +26,7 @@ class ScoreConfig:
     retry: frozenset[str] = frozenset()
     content: Content = "etag"
     opt_out: str | None = None
+    portion: Portion = field(default_factory=Portion)
     resources: Resources = field(default_factory=Resources)
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     failures: FailureLimits = field(default_factory=FailureLimits)
@@ -80,6 +81,7 @@ def plan_run(config: ScoreConfig, resolved: dict[str, ResolvedScorer], settings:
         opt_out=config.opt_out,
         reserved=reserved_columns(list(resolved)),
         all_tasks=task_names(),
+        portion=config.portion,
     )
 
 

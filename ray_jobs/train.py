@@ -46,14 +46,17 @@ def train(
         int, typer.Option(min=1, help="CPUs of each worker: without a GPU, the threads that compute.")
     ] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU per worker.")] = False,
-    promote: Annotated[bool, typer.Option("--promote", help="Make the new version the champion at once.")] = False,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Make the new version the champion, where there is none yet.")
+    ] = False,
     num_cpus: options.NumCpus = None,
     config: options.Config = None,
 ) -> None:
     """Train a scorer on a crops dataset, choose the best epoch on the validation split, and register it."""
+    from infra.errors import UserError
     from infra.settings import load_settings
     from infra.tracking import tracking_client
-    from models import registry
+    from models import promotion, registry
     from models.tasks.base import get_task
     from ray_jobs.console import console
     from ray_jobs.training.config import TrainConfig
@@ -85,8 +88,16 @@ def train(
         cpus_per_worker=cpus_per_worker,
         use_gpu=gpu,
     )
+    if promote:
+        seen = promotion.look(tracking_client(settings.tracking), run.task)
+        if seen.champion is not None:
+            raise UserError(
+                f"--promote: {registry.model_name(run.task)} has a champion already, version {seen.champion}: train "
+                "without it, and let the gates decide (the verb promote)"
+            )
     result = run_train(run, settings)
     print_result(result)
     if promote:
-        registry.promote(tracking_client(settings.tracking), task, result.version)
-        console.print(f"{registry.model_name(task)}: champion is version {result.version} now", highlight=False)
+        client = tracking_client(settings.tracking)
+        promotion.promote(client, run.task, result.version, seen=seen, reason="the first champion, by train --promote")
+        console.print(f"{registry.model_name(run.task)}: champion is version {result.version} now", highlight=False)

@@ -1,6 +1,8 @@
 """The crops dataset on disk: Parquet parts of encoded crops with labels, and a manifest that is written last."""
 
+import hashlib
 import io
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -21,6 +23,7 @@ from ray_jobs.splits import SplitBy
 
 MANIFEST = "dataset.json"
 CARD = "card.html"
+PEOPLE = "people.txt"  # beside the manifest, among a training run's artifacts
 # Full-resolution chroma at quality 95: a quarter of PNG's bytes, and no difference that a score could see.
 _JPEG = {"quality": 95, "subsampling": 0}
 
@@ -130,3 +133,32 @@ def read_targets(root: str, manifest: DatasetManifest, task: Task, storage: Stor
         tables.append(pq.read_table(path, filesystem=filesystem, columns=list(task.label_columns)))
     table = pa.concat_tables(tables, promote_options="permissive")
     return task.encode_labels({name: table[name].to_pylist() for name in task.label_columns})
+
+
+def split_parts(root: str, manifest: DatasetManifest, split: str) -> list[str]:
+    """The addresses of a split's parts; ``all`` means every split."""
+    splits = manifest.parts if split == "all" else (split,)
+    return [uri for name in splits for uri in part_uris(root, manifest, name)]
+
+
+def groups_of(table: pa.Table) -> list[str]:
+    """Whom each row is of: its creator, or the video itself where it has none."""
+    pairs = zip(table["creator_id"].to_pylist(), table["video_id"].to_pylist(), strict=True)
+    return [creator or video for creator, video in pairs]
+
+
+def person_digests(groups: Iterable[str]) -> set[str]:
+    """What a scorer's run remembers of the people it was made from: enough to know one again, not who it was."""
+    return {hashlib.sha256(group.encode()).hexdigest()[:16] for group in groups}
+
+
+def read_people(root: str, manifest: DatasetManifest, storage: Storage) -> set[str]:
+    """The `person_digests` of everybody whom training on the dataset looks at: its splits train and val."""
+    found: set[str] = set()
+    for split in ("train", "val"):
+        for uri in part_uris(root, manifest, split):
+            filesystem, path = storage.arrow_filesystem(uri)
+            found |= person_digests(
+                groups_of(pq.read_table(path, filesystem=filesystem, columns=["creator_id", "video_id"]))
+            )
+    return found

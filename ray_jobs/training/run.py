@@ -2,7 +2,6 @@
 
 import secrets
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from rich.table import Table
 from infra.errors import RunStopped, UserError
 from infra.settings import Settings, TrackingSettings
 from infra.storage import ObjectNotFound, Storage, join
-from infra.tracking import absolute_uri, experiment_id, tracking_client
+from infra.tracking import absolute_uri, code_version, experiment_id, tracking_client
 from models import registry
 from models.calibration import fit_calibration
 from models.network import build_network, check_backbone
@@ -30,7 +29,16 @@ from models.tasks.base import Task, get_task
 from models.transforms import InputConfig
 from ray_jobs.cluster import connect
 from ray_jobs.console import console
-from ray_jobs.crops.dataset import CARD, MANIFEST, DatasetManifest, part_uris, read_manifest, read_targets
+from ray_jobs.crops.dataset import (
+    CARD,
+    MANIFEST,
+    PEOPLE,
+    DatasetManifest,
+    part_uris,
+    read_manifest,
+    read_people,
+    read_targets,
+)
 from ray_jobs.reports.dataset import dataset_card
 from ray_jobs.training.balance import Balance
 from ray_jobs.training.checkpoint import BEST, LAST, Checkpoints
@@ -160,6 +168,7 @@ def _start_mlflow_run(
     client.log_text(run_id, storage.read_all(join(config.dataset, MANIFEST)).decode(), f"dataset/{MANIFEST}")
     card = dataset_card(config.dataset, dataset, storage, balance)
     client.log_text(run_id, card, f"dataset/{CARD}")
+    client.log_text(run_id, "\n".join(sorted(read_people(config.dataset, dataset, storage))), f"dataset/{PEOPLE}")
     return run_id
 
 
@@ -345,12 +354,6 @@ def _build_scorer(
     )
     save_scorer(directory, network, manifest)
     return manifest
-
-
-def code_version() -> str:
-    """The commit of the working directory, or 'unknown' where there is none (a job's uploaded copy)."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 def print_result(result: TrainResult) -> None:

@@ -16,7 +16,7 @@ from infra.errors import RunStopped, UserError
 from infra.settings import TrackingSettings
 from infra.storage import Storage
 from infra.tracking import tracking_client
-from models import registry
+from models import promotion, registry
 from models.predictor import Predictor
 from ray_jobs.crops.dataset import DatasetManifest, read_manifest
 from ray_jobs.evaluating import EvaluateConfig, run_evaluate
@@ -129,7 +129,7 @@ def test_mlflow_has_every_epoch_once(world: World, trained: TrainResult) -> None
 
 def test_a_promoted_scorer_scores_the_catalog(world: World, trained: TrainResult, tmp_path: Path) -> None:
     client = tracking_client(world.settings.tracking)
-    registry.promote(client, "fs2k", trained.version)
+    promotion.promote(client, "fs2k", trained.version)
     config = ScoreConfig(catalog=str(world.drawn.catalog), tables=str(tmp_path), scorers={})
     result = run_score(config, world.settings)
     assert list(result.plan.counts) == ["fs2k"]

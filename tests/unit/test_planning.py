@@ -1,6 +1,6 @@
 """The plan: each (video, task) is in exactly one state, decided from the tables alone."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from infra.settings import Settings
 from infra.storage import Storage
 from infra.tables import DeltaStore
 from ray_jobs import planning
-from ray_jobs.planning import DUE, STATES, Plan, make_plan
+from ray_jobs.planning import DUE, STATES, Plan, Portion, make_plan
 from ray_jobs.score_table import QUARANTINE, score_table
 
 POLICY, SCORER = "policy-1", "scorer-1"
@@ -29,9 +29,11 @@ def write_catalog(folder: Path, *rows: dict[str, object]) -> str:
     return str(path)
 
 
-def scored(folder: Path, video_id: str, etag: str | None, *, policy: str = POLICY, scorer: str = SCORER) -> None:
+def scored(
+    folder: Path, video_id: str, etag: str | None, *, policy: str = POLICY, scorer: str = SCORER, days_ago: float = 0
+) -> None:
     columns = {"video_id": video_id, "uri": f"/{video_id}.mp4", "etag": etag, "policy": policy, "scorer": scorer}
-    _append(folder, score_table("fs2k"), columns)
+    _append(folder, score_table("fs2k"), columns, days_ago)
 
 
 def quarantined(
@@ -42,11 +44,11 @@ def quarantined(
     _append(folder, QUARANTINE, columns | {"retryable": retryable, "attempts": attempts})
 
 
-def _append(folder: Path, table: str, columns: dict[str, Any]) -> None:
-    store = DeltaStore(str(folder / "tables"), Storage())
+def _append(folder: Path, table: str, columns: dict[str, Any], days_ago: float = 0) -> None:
+    store, at = DeltaStore(str(folder / "tables"), Storage()), datetime.now(UTC) - timedelta(days=days_ago)
     types = {"retryable": pa.bool_(), "attempts": pa.int32()}
     rows = pa.table({name: pa.array([value], types.get(name, pa.string())) for name, value in columns.items()})
-    rows = rows.append_column("committed_at", pa.array([datetime.now(UTC)], pa.timestamp("us", tz="UTC")))
+    rows = rows.append_column("committed_at", pa.array([at], pa.timestamp("us", tz="UTC")))
     store.append(table, rows, run_id=f"run-{store.num_rows(table)}", sequence=1)
 
 
@@ -291,6 +293,47 @@ def test_two_tasks_are_due_each_for_itself(tmp_path: Path) -> None:
     ]
     assert found.counts["fs2k"]["done"] == 1
     assert found.counts["attractiveness"]["new"] == 2
+
+
+def test_a_portion_takes_the_most_viewed_first(tmp_path: Path) -> None:
+    scored(tmp_path, "done", "1")
+    views = {"a": 5, "done": 100, "b": 70, "c": None, "d": 5, "e": 8}
+    catalog = write_catalog(tmp_path, *(video(name, "1", views=value) for name, value in views.items()))
+    every = plan(tmp_path, catalog, portion=Portion(priority="views"))
+    assert due(every) == ["b", "e", "a", "d", "c"]
+    assert (every.num_due, every.num_later) == (5, 0)
+    some = plan(tmp_path, catalog, portion=Portion(limit=2, priority="views"))
+    assert due(some) == ["b", "e"]
+    assert (some.num_due, some.num_later) == (2, 3)
+    assert some.counts["fs2k"]["new"] == 5  # what is there, whatever the portion
+    assert some.sample(9, 0)["video_id"].to_pylist() == ["b", "e"]
+    assert due(plan(tmp_path, catalog, portion=Portion(limit=3))) == ["a", "b", "c"]
+    with pytest.raises(UserError, match=r"--priority likes: it has the columns video_id, uri.*views"):
+        plan(tmp_path, catalog, portion=Portion(priority="likes"))
+
+
+def test_what_was_scored_lately_for_another_scorer_can_wait(tmp_path: Path) -> None:
+    scored(tmp_path, "old", "1", scorer="scorer-0", days_ago=40)
+    scored(tmp_path, "lately", "1", scorer="scorer-0", days_ago=2)
+    scored(tmp_path, "both", "1", scorer="scorer-0", days_ago=40)
+    scored(tmp_path, "both", "1", scorer="scorer-9", days_ago=2)
+    scored(tmp_path, "policy", "1", policy="policy-0", days_ago=2)
+    scored(tmp_path, "changed", "0", days_ago=2)
+    scored(tmp_path, "done", "1", days_ago=2)
+    names = ("old", "lately", "both", "policy", "changed", "done", "new")
+    catalog = write_catalog(tmp_path, *(video(name, "1") for name in names))
+    assert due(plan(tmp_path, catalog)) == ["old", "lately", "both", "policy", "changed", "new"]
+    found = plan(tmp_path, catalog, portion=Portion(stale_older_than_s=30 * 86400))
+    assert states(found) == {
+        "old": "stale_scorer",
+        "lately": "stale_recent",
+        "both": "stale_recent",
+        "policy": "stale_recent",
+        "changed": "stale_content",
+        "done": "done",
+        "new": "new",
+    }
+    assert due(found) == ["old", "changed", "new"]
 
 
 def test_a_plan_writes_nothing_and_leaves_nothing(tmp_path: Path) -> None:

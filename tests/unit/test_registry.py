@@ -1,5 +1,6 @@
 """The registry: what was registered comes back unchanged, and only that."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_a_registered_scorer_comes_back_by_version_alias_and_directory(
     saved = small_scorer(tmp_path / "scorer", "fs2k")
     version = registry.register(client, tmp_path / "scorer", run_id=run_id)
     assert version.tags["digest"] == saved.digest
-    assert registry.promote(client, "fs2k", version.version) is None
+    assert registry.set_alias(client, "fs2k", version.version, "champion") is None
     name = registry.model_name("fs2k")
     by_version = f"models:/{name}/{version.version}"
     for reference in ("champion", f"models:/{name}@champion", by_version, str(version.version)):
@@ -44,7 +45,22 @@ def test_a_registered_scorer_comes_back_by_version_alias_and_directory(
     assert registry.resolve(client, str(tmp_path / "scorer"), task="fs2k").scorer.digest == saved.digest
     assert registry.tasks_with(client, "champion") == ["fs2k"]
     second = registry.register(client, tmp_path / "scorer", run_id=run_id)
-    assert registry.promote(client, "fs2k", str(second.version)) == str(version.version)
+    assert registry.set_alias(client, "fs2k", str(second.version), "champion") == str(version.version)
+    assert [(item.version, item.aliases) for item in registry.versions(client, "fs2k")] == [
+        (second.version, ["champion"]),
+        (version.version, []),
+    ]
+
+
+def test_a_downloaded_scorer_leaves_no_files_behind(client: MlflowClient, run_id: str, tmp_path: Path) -> None:
+    small_scorer(tmp_path / "scorer", "fs2k")
+    version = registry.register(client, tmp_path / "scorer", run_id=run_id)
+    found = registry.resolve(client, str(version.version), task="fs2k")
+    directory = found.directory
+    assert (directory / "weights.safetensors").is_file()
+    del found
+    gc.collect()
+    assert not directory.exists()
 
 
 def test_changed_artifacts_are_refused(client: MlflowClient, run_id: str, tmp_path: Path) -> None:
@@ -55,7 +71,7 @@ def test_changed_artifacts_are_refused(client: MlflowClient, run_id: str, tmp_pa
     data[-1] ^= 1
     stored.write_bytes(data)
     with pytest.raises(UserError, match="weights"):
-        registry.promote(client, "attractiveness", version.version)
+        registry.set_alias(client, "attractiveness", version.version, "champion")
     assert registry.tasks_with(client, "champion") != ["attractiveness"]
 
 

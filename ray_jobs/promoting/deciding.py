@@ -1,0 +1,305 @@
+"""One decision about a promotion, end to end: measure, judge, record, and move the champion if it may be moved."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from rich.table import Table
+
+from infra.errors import RunStopped, UserError
+from infra.settings import Settings
+from infra.storage import Storage, join
+from infra.tracking import code_version, tracking_client
+from models import promotion, registry
+from models.promotion import Change
+from models.registry import ResolvedScorer, model_name
+from models.tasks.base import Task, get_task
+from ray_jobs.console import console
+from ray_jobs.crops.dataset import PEOPLE, DatasetManifest, groups_of, person_digests, read_manifest, split_parts
+from ray_jobs.crops.mapping import scanned
+from ray_jobs.evaluating import Compared, EvaluateConfig, measure
+from ray_jobs.promoting.gates import (
+    Gates,
+    Verdict,
+    judge_calibration,
+    judge_contract,
+    judge_hardware,
+    judge_quality,
+    judge_shadow,
+    judge_slices,
+    unmeasured,
+)
+from ray_jobs.promoting.hardware import Cost, measure_cost
+from ray_jobs.promoting.record import PAGE, RECORD, Candidate, Decision, EvaluationSet
+from ray_jobs.promoting.shadow import Shadow, shadow_scores
+from ray_jobs.reports.decision import decision_page
+from ray_jobs.stages.pipeline import Resources
+
+REFUSED = 3  # exit code
+
+
+@dataclass(frozen=True, slots=True)
+class PromoteConfig:
+    """One decision."""
+
+    task: str
+    version: str
+    gates: Gates
+    dataset: str | None = None
+    split: str = "test"
+    catalog: str | None = None
+    sample: int = 500
+    slices: tuple[str, ...] = ()  # further columns of the evaluation set
+    catalog_slices: tuple[str, ...] = ()  # columns of the catalog
+    opt_out: str | None = None
+    num_resamples: int = 200
+    resources: Resources = field(default_factory=Resources)
+    reason: str = ""
+    force: bool = False
+    dry_run: bool = False
+    out: str | None = None
+
+
+def run_promote(config: PromoteConfig, settings: Settings) -> tuple[Decision, Change | None]:
+    """Decide, write the record, and move the champion where every gate is passed (or the decision is forced).
+
+    Returns:
+        The decision, and the entry of the log of changes; None for a dry run.
+
+    Raises:
+        UserError: The version, the evaluation set or the catalog is unusable; nothing was changed.
+        RunStopped: A gate refuses; the record says which.
+    """
+    if config.force and not config.reason.strip():
+        raise UserError("--force needs a --reason: it will stand in the log of changes")
+    task, client = get_task(config.task), tracking_client(settings.tracking)
+    name = model_name(task.name)
+    seen = promotion.look(client, task.name)
+    challenger = registry.resolve(client, config.version, task=task.name)
+    version = challenger.version.rpartition("/")[2]
+    if seen.champion == version:
+        raise UserError(f"{name}: version {version} is the champion already")
+    _check_metrics(client, task, version)
+    champion = None if seen.champion is None else registry.resolve(client, seen.champion, task=task.name)
+    decision = _decide(config, settings, client, task, challenger, champion)
+    page = decision_page(task, decision, challenger.scorer.manifest, settings)
+    _print(decision)
+    if config.out is not None:
+        _write(config.out, decision, page, settings)
+    if config.dry_run:
+        console.print("dry run: nothing is changed, and the decision is not logged", highlight=False)
+        return decision, None
+    assert challenger.run_id is not None
+    client.log_text(challenger.run_id, decision.model_dump_json(indent=2), f"{decision.folder}/{RECORD}")
+    client.log_text(challenger.run_id, page, f"{decision.folder}/{PAGE}")
+    console.print(f"recorded in run {challenger.run_id}: {decision.folder}/{PAGE}", highlight=False)
+    if decision.outcome == "refused":
+        failed = list(dict.fromkeys(verdict.gate for verdict in decision.verdicts if not verdict.passed))
+        refusal = f"{name}: version {version} is not promoted: {', '.join(failed)} not passed"
+        console.print(refusal, highlight=False)
+        raise RunStopped(refusal, REFUSED)
+    change = promotion.promote(
+        client,
+        task.name,
+        version,
+        seen=seen,
+        kind="forced promotion" if decision.outcome == "forced" else "promotion",
+        reason=config.reason,
+        by=decision.by,
+    )
+    console.print(
+        f"{name}: champion is version {version} now (change {change.number}; before: {change.before or 'none'})\n"
+        f"what it makes stale: python -m ray_jobs plan --task {task.name} --catalog … --tables … --estimate",
+        highlight=False,
+    )
+    return decision, change
+
+
+def _check_metrics(client: MlflowClient, task: Task, version: str) -> None:
+    tags = client.get_model_version(model_name(task.name), version).tags
+    if f"metric.{task.best_metric}" not in tags:
+        raise UserError(
+            f"{model_name(task.name)}: version {version} has no metrics (no tag metric.{task.best_metric}): "
+            "register it by train or models import"
+        )
+
+
+def _decide(
+    config: PromoteConfig,
+    settings: Settings,
+    client: MlflowClient,
+    task: Task,
+    challenger: ResolvedScorer,
+    champion: ResolvedScorer | None,
+) -> Decision:
+    scorers = [challenger] if champion is None else [challenger, champion]
+    gates, notes = config.gates, []
+    compared, evaluation_set = None, None
+    if config.dataset is not None:
+        manifest = read_manifest(config.dataset, Storage(settings.storage))
+        _refuse_training_data(config, client, challenger, manifest, settings)
+        if champion is not None and champion.scorer.manifest.dataset_fingerprint == manifest.fingerprint:
+            notes.append("The champion was trained on the evaluation set: it looks better there than it is.")
+        compared = _measure(config, scorers, settings)
+        evaluation_set = EvaluationSet(uri=config.dataset, split=config.split, fingerprint=manifest.fingerprint)
+    shadow = _shadow(config, settings, task, challenger, champion)
+    costs = [] if gates.hardware is None else [measure_cost(scorer.directory) for scorer in scorers]
+    verdicts = _judge(gates, scorers, compared, costs, shadow)
+    if champion is None:
+        notes.append("There is no champion yet: gates that compare with one have nothing to say.")
+    if refused := [section for section, gate in gates if gate is None]:
+        notes.append(f"Gates that were not asked: {', '.join(refused)}.")
+    passed = all(verdict.passed for verdict in verdicts)
+    return Decision(
+        task=task.name,
+        outcome="passed" if passed else "forced" if config.force else "refused",
+        at=datetime.now(UTC),
+        by=promotion.who(),
+        reason=config.reason,
+        code_version=code_version(),
+        challenger=_candidate(challenger, 0, compared, costs),
+        champion=None if champion is None else _candidate(champion, 1, compared, costs),
+        gates=gates,
+        verdicts=tuple(verdicts),
+        evaluation_set=evaluation_set,
+        differences={} if compared is None else compared.differences,
+        shadow=shadow,
+        notes=tuple(notes),
+    )
+
+
+def _candidate(scorer: ResolvedScorer, index: int, compared: Compared | None, costs: Sequence[Cost]) -> Candidate:
+    return Candidate(
+        version=scorer.version.rpartition("/")[2],
+        digest=scorer.scorer.digest,
+        run_id=scorer.run_id,
+        evaluation=None if compared is None else compared.evaluations[index],
+        cost=costs[index] if costs else None,
+    )
+
+
+def _refuse_training_data(
+    config: PromoteConfig,
+    client: MlflowClient,
+    challenger: ResolvedScorer,
+    manifest: DatasetManifest,
+    settings: Settings,
+) -> None:
+    """Refuse an evaluation set with crops, or with people, that the challenger was made from."""
+    assert config.dataset is not None
+    reference = challenger.version
+    if challenger.scorer.manifest.dataset_fingerprint == manifest.fingerprint and config.split != "test":
+        raise UserError(
+            f"{config.dataset}: {reference} was trained on this dataset (fingerprint {manifest.fingerprint[:16]}): "
+            "its split test, or a dataset of other people, can say what it is worth"
+        )
+    assert challenger.run_id is not None
+    try:
+        text = registry.read_artifact(client, challenger.run_id, f"dataset/{PEOPLE}")
+    except MlflowException as error:
+        raise UserError(
+            f"{reference}: its run {challenger.run_id} does not say whom it was trained on (no dataset/{PEOPLE}), so "
+            "nobody can tell whether the evaluation set is of other people: train it again, or switch the gates "
+            "quality, slices and calibration off (null) and leave --dataset out"
+        ) from error
+    storage = Storage(settings.storage)
+    table = scanned(split_parts(config.dataset, manifest, config.split), storage).to_table(
+        columns=["creator_id", "video_id"]
+    )
+    trained_on = set(text.split())
+    both = sorted(group for group in set(groups_of(table)) if person_digests([group]) & trained_on)
+    if both:
+        raise UserError(
+            f"{config.dataset}: {len(both)} of its people were in the training of {reference} "
+            f"({', '.join(both[:3])}{', …' if len(both) > 3 else ''}): evaluate on people whom it never saw"
+        )
+
+
+def _measure(config: PromoteConfig, scorers: Sequence[ResolvedScorer], settings: Settings) -> Compared:
+    assert config.dataset is not None
+    evaluation = EvaluateConfig(
+        task=config.task,
+        dataset=config.dataset,
+        out="",
+        split=config.split,
+        slices=config.slices,
+        num_resamples=config.num_resamples,
+        use_gpu=config.resources.gpus_per_predictor > 0,
+    )
+    return measure(evaluation, scorers, settings).compared
+
+
+def _shadow(
+    config: PromoteConfig,
+    settings: Settings,
+    task: Task,
+    challenger: ResolvedScorer,
+    champion: ResolvedScorer | None,
+) -> Shadow | None:
+    if config.catalog is None or champion is None or config.gates.shadow is None:
+        return None
+    return shadow_scores(
+        task,
+        challenger,
+        champion,
+        config.catalog,
+        settings,
+        num_videos=config.sample,
+        bands=config.gates.shadow.bands,
+        slices=config.catalog_slices,
+        opt_out=config.opt_out,
+        resources=config.resources,
+    )
+
+
+def _judge(
+    gates: Gates,
+    scorers: Sequence[ResolvedScorer],
+    compared: Compared | None,
+    costs: Sequence[Cost],
+    shadow: Shadow | None,
+) -> list[Verdict]:
+    """Every gate that is asked; one without a figure is not passed."""
+    verdicts: list[Verdict] = []
+    missing = "no --dataset to measure on, and the gate is not switched off (null)"
+    if compared is not None:
+        verdicts += [] if gates.quality is None else judge_quality(gates.quality, compared)
+        verdicts += [] if gates.slices is None else judge_slices(gates.slices, compared)
+        verdicts += [] if gates.calibration is None else judge_calibration(gates.calibration, compared)
+    else:
+        asked = {"quality": gates.quality, "slices": gates.slices, "calibration": gates.calibration}
+        verdicts += [unmeasured(name, "evaluation set", missing) for name, gate in asked.items() if gate is not None]
+    if gates.hardware is not None:
+        verdicts += judge_hardware(gates.hardware, costs)
+    champion = scorers[1] if len(scorers) > 1 else None
+    if gates.contract is not None:
+        before = None if champion is None else champion.scorer.manifest
+        verdicts += judge_contract(gates.contract, scorers[0].scorer.manifest, before)
+    if gates.shadow is not None and shadow is not None:
+        verdicts += judge_shadow(gates.shadow, shadow)
+    elif gates.shadow is not None and champion is not None:
+        why = "no --catalog to sample, and the gate is not switched off (null)"
+        verdicts.append(unmeasured("shadow", "sample of the catalog", why))
+    return verdicts
+
+
+def _write(out: str, decision: Decision, page: str, settings: Settings) -> None:
+    storage = Storage(settings.storage)
+    storage.put(join(out, RECORD), decision.model_dump_json(indent=2).encode())
+    storage.put(join(out, PAGE), page.encode())
+    console.print(f"wrote {join(out, PAGE)} and {RECORD}", highlight=False)
+
+
+def _print(decision: Decision) -> None:
+    against = f"version {decision.champion.version}" if decision.champion is not None else "no champion yet"
+    table = Table(title=f"{model_name(decision.task)}: version {decision.challenger.version} against {against}")
+    for column in ("gate", "what", "figure", "limit", "verdict", ""):
+        table.add_column(column, justify="right" if column in ("figure", "limit") else "left")
+    for item in decision.verdicts:
+        figure, limit = ("–" if value is None else f"{value:.4g}" for value in (item.figure, item.limit))
+        table.add_row(item.gate, item.what, figure, limit, "passed" if item.passed else "REFUSED", item.words)
+    console.print(table)
+    for note in decision.notes:
+        console.print(f"note: {note}", highlight=False)
