@@ -63,22 +63,26 @@ def part(folder: Path) -> str:
     return str(folder / "train-00000.parquet")
 
 
-def steps_per_s(batches: Iterator[Batch]) -> float:
-    """Optimizer steps a second on these batches, after a few to warm up."""
+def steps_per_s(batches: Iterator[Batch]) -> tuple[float, float]:
+    """Optimizer steps a second on these batches after a few to warm up, and the share of the time that they waited."""
     task, recipe = get_task("attractiveness"), Recipe(input_size=64)
     network = build_network("resnet18", task.heads)
     optimizer = make_optimizer(network, recipe)
-    start = 0.0
-    for step, batch in zip(range(STEPS + WARM_UP), batches, strict=False):
+    start = waited = 0.0
+    for step in range(STEPS + WARM_UP):
         if step == WARM_UP:
-            start = time.perf_counter()
+            start, waited = time.perf_counter(), 0.0
+        before = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - before
         images = to_training_input(
             batch.crops, InputConfig(size=64), AugmentConfig(), torch.Generator().manual_seed(step)
         )
         optimizer.zero_grad(set_to_none=True)
         task.loss(network(images), batch.targets).backward()
         optimizer.step()
-    return STEPS / (time.perf_counter() - start)
+    taken = time.perf_counter() - start
+    return STEPS / taken, waited / taken
 
 
 def print_reader(console: Console) -> None:
@@ -87,9 +91,9 @@ def print_reader(console: Console) -> None:
     table = Table(
         title=f"steps a second: ResNet-18, 64 pixels, 32 crops of 256 pixels a step; medians of {ROUNDS} rounds"
     )
-    for name in ("batches from", "steps/s", "of one batch"):
+    for name in ("batches from", "steps/s", "of one batch", "of the time waited"):
         table.add_column(name, justify="left" if name == "batches from" else "right")
-    rates: dict[str, list[float]] = {"one batch, again and again": [], "memory": [], "streamed files": []}
+    rates: dict[str, list[tuple[float, float]]] = {"one batch, again and again": [], "memory": [], "streamed files": []}
     with tempfile.TemporaryDirectory() as folder:
         uri = part(Path(folder))
         options = {"batch_size": BATCH, "rank": 0, "world": 1, "seed": 0}
@@ -102,9 +106,12 @@ def print_reader(console: Console) -> None:
             sources = (repeat(one), memory.epoch(epoch), files.epoch(epoch))
             for found, batches in zip(rates.values(), sources, strict=True):
                 found.append(steps_per_s(batches))
-    medians = {name: median(found) for name, found in rates.items()}
-    for name, rate in medians.items():
-        table.add_row(name, f"{rate:.2f}", f"{rate / medians['one batch, again and again']:.0%}")
+    # Ratios within a round: the machine's swings fall on its three sources alike.
+    alone = [rate for rate, _ in rates["one batch, again and again"]]
+    for name, found in rates.items():
+        ratio = median(rate / other for (rate, _), other in zip(found, alone, strict=True))
+        waited = median(share for _, share in found)
+        table.add_row(name, f"{median(rate for rate, _ in found):.2f}", f"{ratio:.0%}", f"{waited:.2%}")
     console.print(table)
 
 

@@ -240,7 +240,7 @@ def _fit(
     try:
         trainer.fit()
     except ray.train.WorkerGroupError as error:
-        if any(isinstance(failure, ray.exceptions.OutOfMemoryError) for failure in error.worker_failures.values()):
+        if stopped_for_memory(error):
             raise UserError(
                 f"run {config.name}: Ray stopped a worker because its node ran out of memory: lower batch_size, "
                 f"--workers on a node, or resident_bytes; the last checkpoint is kept"
@@ -248,6 +248,11 @@ def _fit(
         raise
     if (why := checkpoints.stopped()) is not None:
         raise UserError(f"run {config.name}: {why}")
+
+
+def stopped_for_memory(error: ray.train.WorkerGroupError) -> bool:
+    """Whether Ray stopped one of the workers to save its node."""
+    return any(isinstance(failure, ray.exceptions.OutOfMemoryError) for failure in error.worker_failures.values())
 
 
 def input_config(recipe: Recipe, dataset: DatasetManifest) -> InputConfig:

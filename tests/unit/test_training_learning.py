@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from ray.exceptions import OutOfMemoryError
+from ray.train import WorkerGroupError
 
 from ray_jobs.training.learning import mix, resolve_precision
 from ray_jobs.training.loop import is_out_of_memory
 from ray_jobs.training.recipe import Recipe
+from ray_jobs.training.run import stopped_for_memory
 
 CPU = torch.device("cpu")
 
@@ -90,3 +93,9 @@ def test_memory_that_is_not_there_is_known_by_the_words_of_the_allocator():
     assert is_out_of_memory(error.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_a_worker_that_ray_stopped_for_its_node_is_told_from_other_failures() -> None:
+    killed = WorkerGroupError("training failed", {0: RuntimeError("gone"), 1: OutOfMemoryError("node is low")})
+    assert stopped_for_memory(killed)
+    assert not stopped_for_memory(WorkerGroupError("training failed", {0: RuntimeError("gone")}))
