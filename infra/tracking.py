@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -49,3 +50,8 @@ def code_version() -> str:
     """The commit of the working directory, or 'unknown' where there is none (a job's uploaded copy)."""
     found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
+
+
+def shown_uri(uri: str) -> str:
+    """A tracking address for messages and records: without its user and password."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)

@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from infra.errors import UserError
+from infra.tracking import shown_uri
 from models.registry import find_version, read_artifact, register, resolve
 from models.scorer import load_scorer
 
@@ -36,7 +37,7 @@ def export_scorer(client: MlflowClient, reference: str, task: str, out: Path) ->
             continue
         (out / path).parent.mkdir(exist_ok=True)
         (out / path).write_text(text, encoding="utf-8")
-    origin = {"version": found.version, "registry": client.tracking_uri, "run_id": version.run_id}
+    origin = {"version": found.version, "registry": shown_uri(client.tracking_uri), "run_id": version.run_id}
     # Last: a folder without it is no export.
     (out / ORIGIN_FILE).write_text(
         json.dumps({"task": task, "digest": found.scorer.digest, "origin": origin, "tags": version.tags}, indent=2)

@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from infra.errors import UserError
+from infra.tracking import shown_uri
 from models.scorer import CARD_FILE, MANIFEST_FILE, Scorer, load_scorer
 from models.tasks.base import task_names
 
@@ -187,6 +188,6 @@ def find_version(client: MlflowClient, reference: str, *, task: str) -> ModelVer
         return client.get_model_version(match["name"], match["version"])
     except MlflowException as error:
         raise UserError(
-            f"no scorer {uri} in the registry {client.tracking_uri}: "
+            f"no scorer {uri} in the registry {shown_uri(client.tracking_uri)}: "
             f"train one (`train --task {task}`), promote it, or give a directory ({error.message})"
         ) from error

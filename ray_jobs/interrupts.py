@@ -35,3 +35,34 @@ class Interrupts:
             os._exit(128 + number)
         self.received = signal.Signals(number)
         os.write(2, f"{self.received.name}: stopping with the next commit; once more ends at once\n".encode())
+
+
+class Stoppable:
+    """A call that handles SIGINT in its own way, as Ray Train's does: SIGTERM goes the same way, and both end alike.
+
+    Ray Train ends its run gently and then the process, with exit code 0, and leaves its handler behind. Here either
+    signal becomes a KeyboardInterrupt with ``exit_code``, and afterwards the handlers are those from before.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = 128 + signal.SIGINT
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.getsignal(number) for number in SIGNALS}
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, self._terminate)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if isinstance(error, SystemExit):
+            raise KeyboardInterrupt from error
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self.exit_code = 128 + number
+        signal.raise_signal(signal.SIGINT)

@@ -32,7 +32,7 @@ NUM_FRAMES = 30
 # Drawn scorers change more from one to the next than a real catalog's would.
 GATES = Gates(shadow=ShadowGate(max_psi=6, max_ks=0.6, min_rank_correlation=0.1, max_changed=0.8))
 SAMPLE = 60
-SKETCH, TOO_HIGH = "1", 12  # the style of which the third scorer learns wrong scores, and by how many points
+HAIR, TOO_HIGH = "red", 14  # the hair of which the third scorer learns wrong scores, and by how many points
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ def prepare_story(folder: Path, settings: Settings, *, num_videos: int, seed: in
     trained_on = {row["creator_id"] for row in rows}
     truth, _ = _rows(drawn.truth)
     wrong = [
-        row | {"score": str(min(99, int(row["score"]) + TOO_HIGH))} if row["style"] == SKETCH else row for row in rows
+        row | {"score": str(min(99, int(row["score"]) + TOO_HIGH))} if row["hair_color"] == HAIR else row
+        for row in rows
     ]
     unseen = [row for row in truth if row["creator_id"] not in trained_on and int(row["age"]) >= 18]
     for name, chosen in (("labels", rows), ("wrong", wrong), ("unseen", unseen)):
@@ -98,7 +99,7 @@ def decide(story: Story, version: str, *, reason: str, out: str) -> Decision | N
         split="all",
         catalog=str(story.drawn.catalog),
         sample=SAMPLE,
-        slices=("style",),
+        slices=("hair_color",),
         reason=reason,
         out=str(story.folder / out),
     )
@@ -130,7 +131,7 @@ def run_story(folder: Path, settings: Settings, *, num_videos: int, seed: int) -
     step(f"drawing {num_videos} videos; preparing crops to train on, with right and with wrong labels, and to judge by")
     story = prepare_story(folder, settings, num_videos=num_videos, seed=seed)
     step("training version 1, and putting it before the gates")
-    first = train_version(story, "v1", "labels", epochs=3)
+    first = train_version(story, "v1", "labels", epochs=4)
     decide(story, first, reason="the first one", out="decision-1")
     step("scoring the catalog")
     score(story)
@@ -140,8 +141,8 @@ def run_story(folder: Path, settings: Settings, *, num_videos: int, seed: int) -
     step("its rows are stale: scoring a first portion again, then the rest")
     score(story, limit=20)
     score(story)
-    step("training version 3: better on average, wrong about pencil sketches")
-    third = train_version(story, "v3", "wrong", epochs=12, start="champion")
+    step("training version 3: better on average, wrong about people with red hair")
+    third = train_version(story, "v3", "wrong", epochs=14, start="champion")
     decide(story, third, reason="better on average", out="decision-3")
     step("rolling back: version 2 was withdrawn for this demo")
     promotion.rollback(tracking_client(settings.tracking), TASK, reason="to show the way back")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from infra.errors import UserError
 from infra.leases import TTL_S
 from infra.settings import Settings
-from infra.tracking import tracking_client
+from infra.tracking import shown_uri, tracking_client
 from models.registry import CHAMPION, ResolvedScorer, resolve, tasks_with
 from models.tasks.base import task_names
 from models.video.limits import DecodeLimits
@@ -49,7 +49,7 @@ def resolve_scorers(scorers: dict[str, str], settings: Settings) -> dict[str, Re
         scorers = dict.fromkeys(tasks_with(client, CHAMPION), CHAMPION)
     if not scorers:
         raise UserError(
-            f"no task has a champion in the registry {client.tracking_uri}: "
+            f"no task has a champion in the registry {shown_uri(client.tracking_uri)}: "
             "train and promote one, or give --scorer TASK=DIR"
         )
     resolved = {task: resolve(client, reference, task=task) for task, reference in scorers.items()}

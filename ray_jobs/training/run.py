@@ -1,7 +1,6 @@
 """A training run from the driver's side: data, workers, the best epoch, calibration, scorer, registration."""
 
 import secrets
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from ray_jobs.crops.dataset import (
     read_people,
     read_targets,
 )
+from ray_jobs.interrupts import Stoppable
 from ray_jobs.reports.dataset import dataset_card
 from ray_jobs.training.balance import Balance
 from ray_jobs.training.checkpoint import BEST, LAST, Checkpoints
@@ -97,9 +97,9 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
         assert record.mlflow_run_id is not None
         run_id = record.mlflow_run_id
         client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-        status = RunStatus.FAILED
+        status, stoppable = RunStatus.FAILED, Stoppable()
         try:
-            with EpochLines(client, run_id, config, task):
+            with EpochLines(client, run_id, config, task), stoppable:
                 _fit(config, task, dataset, balance, storage, tracking, run_id)
             directory = Path(folder) / "scorer"
             manifest = _build_scorer(directory, config, task, dataset, storage)
@@ -111,7 +111,7 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
             status = RunStatus.KILLED
             message = f"run {config.name}: stopped; go on with the same command and --name {config.name}"
             print(f"stopped: {message}", file=sys.stderr, flush=True)
-            raise RunStopped(message, 128 + signal.SIGINT) from None
+            raise RunStopped(message, stoppable.exit_code) from None
         finally:
             client.set_terminated(run_id, RunStatus.to_string(status))
     return TrainResult(str(version.version), digest, run_id, manifest)

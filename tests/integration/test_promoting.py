@@ -35,9 +35,9 @@ def story(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Settings) -> St
     folder = tmp_path_factory.mktemp("story")
     tracking = ray_cluster.tracking.model_copy(update={"uri": f"sqlite:///{folder}/mlflow.db"})
     found = promotion_story.prepare_story(
-        folder, ray_cluster.model_copy(update={"tracking": tracking}), num_videos=160, seed=0
+        folder, ray_cluster.model_copy(update={"tracking": tracking}), num_videos=240, seed=0
     )
-    assert promotion_story.train_version(found, "v1", "labels", epochs=3) == "1"
+    assert promotion_story.train_version(found, "v1", "labels", epochs=4) == "1"
     return found
 
 
@@ -149,12 +149,12 @@ def test_the_story(story: Story) -> None:
     promotion_story.score(story)
     assert rows_by_version(story) == {"2": num_videos}
 
-    assert promotion_story.train_version(story, "v3", "wrong", epochs=12, start="champion") == "3"
+    assert promotion_story.train_version(story, "v3", "wrong", epochs=14, start="champion") == "3"
     assert promotion_story.decide(story, "3", reason="better on average", out="decision-3") is None
     third = decision_of(settings, "3")
     assert third.outcome == "refused"
     refused = {verdict.gate: verdict.what for verdict in third.verdicts if not verdict.passed}
-    assert refused == {"slices": f"style: {promotion_story.SKETCH}: loss of mae"}
+    assert refused == {"slices": f"hair_color: {promotion_story.HAIR}: loss of mae"}
     assert third.differences["mae"].value < 0  # better on average
     assert champion(settings) == "2"
 
@@ -189,15 +189,15 @@ def test_scorers_move_to_a_server_and_are_decided_there(
 
         gates = GATES.model_copy(update={"shadow": None, "hardware": None})
         for version in ("1", "2"):
-            decision, change = run_promote(asked(story, version, gates=gates, slices=("style",)), settings)
+            decision, change = run_promote(asked(story, version, gates=gates, slices=("hair_color",)), settings)
             assert decision.outcome == "passed"
             assert change is not None
             assert decision_of(settings, version) == decision
         with pytest.raises(RunStopped, match="version 3 is not promoted: slices not passed"):
-            run_promote(asked(story, "3", gates=gates, slices=("style",)), settings)
+            run_promote(asked(story, "3", gates=gates, slices=("hair_color",)), settings)
         assert champion(settings) == "2"
         _, change = run_promote(
-            asked(story, "3", gates=gates, slices=("style",), force=True, reason="for a test"), settings
+            asked(story, "3", gates=gates, slices=("hair_color",), force=True, reason="for a test"), settings
         )
         assert change is not None
         assert (change.kind, change.before, change.reason) == ("forced promotion", "2", "for a test")

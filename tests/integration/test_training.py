@@ -1,6 +1,8 @@
 """Preparing and training on a local Ray cluster: from labelled videos to a registered scorer that scores."""
 
 import json
+import os
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -20,6 +22,7 @@ from models import promotion, registry
 from models.predictor import Predictor
 from ray_jobs.crops.dataset import DatasetManifest, read_manifest
 from ray_jobs.evaluating import EvaluateConfig, run_evaluate
+from ray_jobs.interrupts import SIGNALS
 from ray_jobs.preparing import PrepareConfig, run_prepare
 from ray_jobs.score_config import ScoreConfig
 from ray_jobs.scoring import run_score
@@ -233,24 +236,39 @@ def test_a_killed_worker_changes_nothing(world: World, dataset: tuple[str, Datas
 def test_a_repeated_run_goes_on_in_its_mlflow_run_and_a_finished_one_gives_its_result(
     world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path
 ) -> None:
-    options = {"epochs": 2, "num_workers": 1, "storage": str(tmp_path), "name": "again"}
+    options = {"epochs": 8, "num_workers": 1, "storage": str(tmp_path), "name": "again"}
     config = train_config(world, dataset[0], **options)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray_jobs.training.run._build_scorer", _interrupted)
-        with pytest.raises(RunStopped) as stopped:
+    client, handlers = tracking_client(world.settings.tracking), [signal.getsignal(number) for number in SIGNALS]
+    for number in SIGNALS:  # Ctrl-C, and what `ray job stop` sends
+        stopper = threading.Thread(
+            target=_signal_after, args=(number, Checkpoints(str(tmp_path), "again", Storage())), daemon=True
+        )
+        stopper.start()
+        with pytest.raises(RunStopped, match="go on with the same command and --name again") as stopped:
             run_train(config, world.settings)
-    assert stopped.value.exit_code == 130
-    record = json.loads((tmp_path / "again.json").read_text())
+        stopper.join()
+        assert stopped.value.exit_code == 128 + number
+        record = json.loads((tmp_path / "again.json").read_text())
+        assert client.get_run(record["mlflow_run_id"]).info.status == "KILLED"
+        assert [signal.getsignal(other) for other in SIGNALS] == handlers
     first = run_train(config, world.settings)
     assert first.run_id == record["mlflow_run_id"]
-    client = tracking_client(world.settings.tracking)
-    assert [metric.step for metric in client.get_metric_history(first.run_id, "loss")] == [0, 1]
+    assert [metric.step for metric in client.get_metric_history(first.run_id, "loss")] == list(range(8))
     again = run_train(config, world.settings)
     assert (again.version, again.digest, again.run_id) == (first.version, first.digest, first.run_id)
 
 
-def _interrupted(*_: object) -> None:
-    raise KeyboardInterrupt
+def _signal_after(number: signal.Signals, checkpoints: Checkpoints) -> None:
+    """Send this process a signal when the run has come one epoch further."""
+
+    def epoch() -> int:
+        state = checkpoints.load(LAST)
+        return 0 if state is None else int(state["epoch"])
+
+    before = epoch()
+    while epoch() == before:
+        time.sleep(0.05)
+    os.kill(os.getpid(), number)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(

@@ -8,7 +8,7 @@ from mlflow.tracking import MlflowClient
 
 from infra.errors import UserError
 from infra.settings import TrackingSettings
-from infra.tracking import experiment_id, tracking_client
+from infra.tracking import experiment_id, shown_uri, tracking_client
 from models import registry
 from tests.unit.scorers import small_scorer
 
@@ -101,3 +101,16 @@ def test_a_scorer_of_another_task_is_refused(client: MlflowClient, tmp_path: Pat
     small_scorer(tmp_path / "scorer", "fs2k")
     with pytest.raises(UserError, match="answers the task 'fs2k'"):
         registry.resolve(client, str(tmp_path / "scorer"), task="attractiveness")
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://ada:secret@mlflow.example/a", "https://mlflow.example/a"),
+        ("postgresql+psycopg2://ada:se%40cret@db:5432/mlflow", "postgresql+psycopg2://db:5432/mlflow"),
+        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_messages_and_records_hold_no_password(uri: str, shown: str) -> None:
+    assert shown_uri(uri) == shown
