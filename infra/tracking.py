@@ -53,5 +53,5 @@ def code_version() -> str:
 
 
 def shown_uri(uri: str) -> str:
-    """A tracking address for messages and records: without its user and password."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+    """A tracking address for messages and records: without its user, its password and its query."""
+    return re.sub(r"(?<=://)[^/]*@", "", uri.partition("?")[0])

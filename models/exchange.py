@@ -5,12 +5,11 @@ import shutil
 from pathlib import Path
 
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from infra.errors import UserError
 from infra.tracking import shown_uri
-from models.registry import find_version, read_artifact, register, resolve
+from models.registry import find_version, read_artifact, register, registered
 from models.scorer import load_scorer
 
 ORIGIN_FILE, SCORER_FOLDER = "origin.json", "scorer"
@@ -26,14 +25,13 @@ def export_scorer(client: MlflowClient, reference: str, task: str, out: Path) ->
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} holds something already: give a new folder")
-    version = find_version(client, reference, task=task)
-    found = resolve(client, reference, task=task)
+    found = registered(client, reference, task=task)
+    version = find_version(client, found.version, task=task)
     out.mkdir(parents=True, exist_ok=True)
     shutil.copytree(found.directory, out / SCORER_FOLDER)
     for path in _CARRIED:
-        try:
-            text = read_artifact(client, str(version.run_id), path)
-        except MlflowException:
+        text = read_artifact(client, str(version.run_id), path)
+        if text is None:
             continue
         (out / path).parent.mkdir(exist_ok=True)
         (out / path).write_text(text, encoding="utf-8")
@@ -53,7 +51,8 @@ def import_scorer(client: MlflowClient, folder: Path, experiment: str) -> ModelV
     """
     try:
         exported = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
-        digest, origin = exported["digest"], exported["origin"]
+        digest, origin, tags = exported["digest"], dict(exported["origin"]), dict(exported["tags"])
+        came_from = f"{origin['version']} of {origin['registry']}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: no export of a scorer: {ORIGIN_FILE}: {error}") from error
     scorer = load_scorer(folder / SCORER_FOLDER, expected_digest=digest)
@@ -74,8 +73,9 @@ def import_scorer(client: MlflowClient, folder: Path, experiment: str) -> ModelV
     except BaseException:
         client.set_terminated(run_id, "FAILED")
         raise
-    client.set_model_version_tag(
-        version.name, version.version, "origin", f"{origin['version']} of {origin['registry']}"
-    )
+    for name, value in tags.items():
+        if name not in version.tags:
+            client.set_model_version_tag(version.name, version.version, name, value)
+    client.set_model_version_tag(version.name, version.version, "origin", came_from)
     client.set_terminated(run_id)
     return version

@@ -7,6 +7,7 @@ the one that gets the number after the last that its maker has seen may move the
 
 import getpass
 import socket
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -16,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from infra.errors import UserError
-from models.registry import CHALLENGER, CHAMPION, PREVIOUS, model_name, resolve, version_with
+from models.registry import CHALLENGER, CHAMPION, PREVIOUS, model_name, registered, version_with
 
 Kind = Literal["promotion", "forced promotion", "rollback"]
 DONE, VOID, PENDING = "done", "void", "pending"
@@ -30,7 +31,7 @@ class Seen:
     """What somebody has looked at who is about to change it: the champion, and the last entry of the log."""
 
     champion: str | None
-    number: int
+    number: int  # of the last entry that counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class Change:
     before: str | None  # champion until then
     by: str
     reason: str
-    state: str  # done; pending: its maker died in the middle; void: another one was quicker
+    record: str  # where the decision lies in the version's run
+    state: str  # done; pending: under way, or its maker died; void: nothing was changed
     at: datetime
 
 
@@ -63,8 +65,8 @@ def who() -> str:
 
 def look(client: MlflowClient, task: str) -> Seen:
     """The state that a change starts from."""
-    entries = _entries(client, task)
-    return Seen(version_with(client, task, CHAMPION), max((int(entry.version) for entry in entries), default=0))
+    numbers = [change.number for change in changes(client, task) if change.state != VOID]
+    return Seen(version_with(client, task, CHAMPION), max(numbers, default=0))
 
 
 def changes(client: MlflowClient, task: str) -> list[Change]:
@@ -82,6 +84,7 @@ def promote(
     kind: Kind = "promotion",
     reason: str = "",
     by: str | None = None,
+    record: str = "",
 ) -> Change:
     """Make a version the champion, in one step with the log and the alias ``previous``.
 
@@ -93,34 +96,58 @@ def promote(
         kind: What it is called in the log.
         reason: Why, in somebody's words.
         by: Who; None: this process's user.
+        record: Where the decision lies among the artifacts of the version's run.
 
     Raises:
         UserError: There is no such version, its files do not match its digest, it is champion already, or somebody else
             changed the champion after ``seen``.
     """
     seen = seen or look(client, task)
-    resolve(client, f"models:/{model_name(task)}/{version}", task=task)
+    registered(client, version, task=task)
     if seen.champion == version:
         raise UserError(f"{model_name(task)}: version {version} is the champion already")
-    return _move(client, task, version, seen, kind, reason, by, previous=seen.champion)
+    return _move(client, task, version, seen, kind, reason, by, previous=seen.champion, record=record)
 
 
 def rollback(client: MlflowClient, task: str, *, reason: str, by: str | None = None) -> Change:
     """Make the version before the champion champion again; a second rollback goes one further back.
+
+    What came before is read from the log, promotions forward and rollbacks back.
 
     Raises:
         UserError: There is no earlier champion, its files do not match its digest, or somebody else changed it
             meanwhile.
     """
     seen = look(client, task)
-    before = version_with(client, task, PREVIOUS)
-    if seen.champion is None or before is None:
+    earlier = _champions(client, task, seen.champion)[:-1]
+    if seen.champion is None or not earlier:
         raise UserError(f"{model_name(task)} has no earlier champion to go back to")
-    resolve(client, f"models:/{model_name(task)}/{before}", task=task)
-    # The one before that, from the promotion that made it champion.
-    made = [entry for entry in changes(client, task) if entry.version == before and entry.kind != "rollback"]
-    further = next((entry.before for entry in made if entry.state == DONE), None)
-    return _move(client, task, before, seen, "rollback", reason, by, previous=further)
+    before, further = earlier[-1], earlier[-2] if len(earlier) > 1 else None
+    registered(client, before, task=task)
+    return _move(client, task, before, seen, "rollback", reason, by, previous=further, record="")
+
+
+def _champions(client: MlflowClient, task: str, champion: str | None) -> list[str]:
+    """The champions on whose shoulders the present one stands, and itself: a promotion adds one, a rollback drops one.
+
+    One that was set by hand, before there was a log or beside it, stands where the log shows that it was left.
+    """
+    found: list[str] = []
+
+    def add(version: str | None) -> None:
+        if version is not None and found[-1:] != [version]:
+            found.append(version)
+
+    for change in reversed(changes(client, task)):
+        if change.state == VOID or (change.state == PENDING and change.version != champion):
+            continue
+        if change.kind == "rollback":
+            found = found[:-1]
+        else:
+            add(change.before)
+        add(change.version)
+    add(champion)
+    return found
 
 
 def _move(
@@ -133,45 +160,64 @@ def _move(
     by: str | None,
     *,
     previous: str | None,
+    record: str,
 ) -> Change:
-    name = model_name(task)
-    _refuse_while_pending(client, task)
-    entry = _enter(client, task, version, seen, kind, reason, by or who())
-    number, champion = int(entry.version), version_with(client, task, CHAMPION)
-    if number != seen.number + 1 or champion != seen.champion:
-        client.set_model_version_tag(entry.name, entry.version, "state", VOID)
-        others = [change for change in changes(client, task) if seen.number < change.number != number]
-        told = "; ".join(f"entry {o.number}, {o.kind} of version {o.version} by {o.by}" for o in others)
+    name, start = model_name(task), time.monotonic()
+    entry = _enter(client, task, version, seen, kind, reason, by or who(), record)
+    own = _as_change(entry)
+    champion = version_with(client, task, CHAMPION)
+    rivals = [
+        change
+        for change in changes(client, task)
+        if change.number < own.number
+        and change.state != VOID
+        and (change.number > seen.number or (change.state == PENDING and _age_s(change, own) < PENDING_S))
+    ]
+    if rivals or champion != seen.champion:
+        _tag(client, entry, VOID)
+        told = "; ".join(f"change {o.number}, {o.kind} of version {o.version} by {o.by}, {o.state}" for o in rivals)
         raise UserError(
-            f"{name}: the champion was changed by somebody else meanwhile (now version {champion or 'none'}"
-            f"{'; ' + told if told else ', by hand'}): nothing was changed, look at it and try again"
+            f"{name}: the champion was changed by somebody else meanwhile (now version {champion or 'none'}; "
+            f"{told or 'by hand'}): nothing was changed, look at it and try again (one that is pending because its "
+            f"process died is in the way for {PENDING_S:.0f} s)"
         )
-    if previous is None:
-        if version_with(client, task, PREVIOUS) is not None:
-            client.delete_registered_model_alias(name, PREVIOUS)
-    else:
-        client.set_registered_model_alias(name, PREVIOUS, previous)
+    _close_abandoned(client, task, own, champion)
+    # A process that was held up until here may have been taken for dead, and another one have come in between.
+    late = time.monotonic() - start > PENDING_S / 2
+    if late or _as_change(client.get_model_version(entry.name, entry.version)).state != PENDING:
+        _tag(client, entry, VOID)
+        raise UserError(f"{name}: this change was held up for too long: nothing was changed, look and try again")
     client.set_registered_model_alias(name, CHAMPION, version)
+    if previous is not None:
+        client.set_registered_model_alias(name, PREVIOUS, previous)
+    elif version_with(client, task, PREVIOUS) is not None:
+        client.delete_registered_model_alias(name, PREVIOUS)
     if version_with(client, task, CHALLENGER) == version:
         client.delete_registered_model_alias(name, CHALLENGER)
-    client.set_model_version_tag(entry.name, entry.version, "state", DONE)
+    _tag(client, entry, DONE)
     return _as_change(client.get_model_version(entry.name, entry.version))
 
 
-def _refuse_while_pending(client: MlflowClient, task: str) -> None:
-    """Wait for nobody: a change that is under way is for a person to look at before the next one."""
-    newest = next(iter(changes(client, task)), None)
-    if newest is None or newest.state != PENDING:
-        return
-    age_s = (datetime.now(UTC) - newest.at).total_seconds()
-    if age_s < PENDING_S:
-        raise UserError(
-            f"{model_name(task)}: {newest.kind} of version {newest.version} by {newest.by} is under way (change "
-            f"{newest.number}): look at what it comes to; if its process died, this works again in {PENDING_S:.0f} s"
-        )
+def _close_abandoned(client: MlflowClient, task: str, own: Change, champion: str | None) -> None:
+    """Give the entries of makers that died their last word: done where the champion is theirs, else void."""
+    for entry in _entries(client, task):
+        change = _as_change(entry)
+        if change.number < own.number and change.state == PENDING:
+            _tag(client, entry, DONE if change.version == champion else VOID)
 
 
-def _enter(client: MlflowClient, task: str, version: str, seen: Seen, kind: Kind, reason: str, by: str) -> ModelVersion:
+def _age_s(change: Change, own: Change) -> float:
+    """Seconds between two entries, by the registry's own clock."""
+    return (own.at - change.at).total_seconds()
+
+
+def _tag(client: MlflowClient, entry: ModelVersion, state: str) -> None:
+    client.set_model_version_tag(entry.name, entry.version, "state", state)
+
+
+def _enter(
+    client: MlflowClient, task: str, version: str, seen: Seen, kind: Kind, reason: str, by: str, record: str
+) -> ModelVersion:
     """A new entry of the log, with the next free number."""
     try:
         client.create_registered_model(log_name(task), description=f"changes of the champion of {model_name(task)}")
@@ -180,12 +226,19 @@ def _enter(client: MlflowClient, task: str, version: str, seen: Seen, kind: Kind
             raise
     found = client.get_model_version(model_name(task), version)
     assert found.source is not None
-    tags = {"kind": kind, "version": version, "before": seen.champion or "", "by": by, "reason": reason}
+    tags = {
+        "kind": kind,
+        "version": version,
+        "before": seen.champion or "",
+        "by": by,
+        "reason": reason,
+        "record": record,
+    }
     return client.create_model_version(
         log_name(task),
         source=found.source,
         run_id=found.run_id,
-        tags=tags | {"state": PENDING},
+        tags=tags,
         description=f"{kind} of version {version} by {by}: {reason or 'no reason given'}",
     )
 
@@ -210,6 +263,7 @@ def _as_change(entry: ModelVersion) -> Change:
         before=tags.get("before") or None,
         by=tags.get("by", ""),
         reason=tags.get("reason", ""),
+        record=tags.get("record", ""),
         state=tags.get("state", PENDING),
         at=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),
     )

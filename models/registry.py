@@ -68,7 +68,10 @@ def set_alias(client: MlflowClient, task: str, version: str, alias: str) -> str 
     """
     resolve(client, f"models:/{model_name(task)}/{version}", task=task)
     before = version_with(client, task, alias)
-    client.set_registered_model_alias(model_name(task), alias, version)
+    try:
+        client.set_registered_model_alias(model_name(task), alias, version)
+    except MlflowException as error:
+        raise UserError(f"{alias!r} cannot be an alias: {error.message}") from error
     return before
 
 
@@ -136,17 +139,24 @@ def resolve(client: MlflowClient, reference: str, *, task: str) -> ResolvedScore
     return ResolvedScorer(reference, version, run_id, directory, scorer, folder)
 
 
-def read_artifact(client: MlflowClient, run_id: str, path: str) -> str:
-    """A text among a run's artifacts.
+def read_artifact(client: MlflowClient, run_id: str, path: str) -> str | None:
+    """A text among a run's artifacts; None where there is none."""
+    if path not in [item.path for item in client.list_artifacts(run_id, path.rpartition("/")[0] or None)]:
+        return None
+    with tempfile.TemporaryDirectory(prefix="facereel-artifact-") as folder:
+        return Path(client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+
+
+def registered(client: MlflowClient, reference: str, *, task: str) -> ResolvedScorer:
+    """A version of the task's own model, loaded and checked; a folder of that name is not meant.
 
     Raises:
-        MlflowException: There is none.
+        UserError: There is no such version, it is another model's, or its files do not match its digest.
     """
-    with tempfile.TemporaryDirectory(prefix="facereel-artifact-") as folder:
-        try:
-            return Path(client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
-        except OSError as error:
-            raise MlflowException(f"run {run_id} has no artifact {path}") from error
+    found = find_version(client, reference, task=task)
+    if found.name != model_name(task):
+        raise UserError(f"{reference} is a version of {found.name}, not of {model_name(task)}")
+    return resolve(client, f"models:/{found.name}/{found.version}", task=task)
 
 
 def find_digest(client: MlflowClient, reference: str, *, task: str) -> str:

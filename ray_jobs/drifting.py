@@ -28,6 +28,7 @@ RESULT, PAGE = "drift.json", "drift.html"
 DRIFTED = 4  # exit code
 # What a video's faces say of the input; means over the video's faces.
 FACE_QUALITY = ("sharpness", "brightness", "size_px", "confidence")
+QUALITY = ("num_faces", *FACE_QUALITY)
 
 
 class DriftLimits(BaseModel):
@@ -60,7 +61,7 @@ class Window(BaseModel):
 
     start: datetime = Field(description="From here on, UTC.")
     end: datetime = Field(description="Before this.")
-    num_videos: int = Field(description="Rows in it: scored, without a face, or quarantined.")
+    num_videos: int = Field(description="Rows of the scorer in it, with a face or without.")
 
 
 class Drift(BaseModel):
@@ -76,6 +77,7 @@ class Drift(BaseModel):
     rates: tuple[Rate, ...] = Field(description="Shares of the videos.")
     answers: tuple[Shift, ...] = Field(description="The task's answers, of videos with a face.")
     quality: tuple[Shift, ...] = Field(description="Faces of a video, and their mean quality.")
+    not_compared: tuple[str, ...] = Field(description="What one of the windows has no value of.")
     limits: DriftLimits = Field(description="As they stood.")
     found: tuple[str, ...] = Field(description="What is beyond its limit, in words; empty: no drift.")
 
@@ -136,7 +138,9 @@ def measure_drift(config: DriftConfig, storage: Storage) -> Drift:
         connection = scratch_database(folder)
         try:
             version = _load(connection, DeltaStore(config.tables, storage), task, start, middle, end)
-            numbers = dict(connection.execute("SELECT recent, count(*) FROM rows GROUP BY recent").fetchall())
+            numbers = dict(
+                connection.execute("SELECT recent, count(*) FROM rows WHERE is_own GROUP BY recent").fetchall()
+            )
             reference = Window(start=start, end=middle, num_videos=numbers.get(False, 0))
             recent = Window(start=middle, end=end, num_videos=numbers.get(True, 0))
             for name, window in (("reference", reference), ("recent", recent)):
@@ -149,6 +153,7 @@ def measure_drift(config: DriftConfig, storage: Storage) -> Drift:
             rates, answers, quality = _rates(connection), _answers(connection, task), _quality(connection)
         finally:
             connection.close()
+    wanted = {*(head.name for head in task.heads), *QUALITY}
     return Drift(
         task=task.name,
         tables=config.tables,
@@ -158,6 +163,7 @@ def measure_drift(config: DriftConfig, storage: Storage) -> Drift:
         rates=tuple(rates),
         answers=tuple(answers),
         quality=tuple(quality),
+        not_compared=tuple(sorted(wanted - {shift.name for shift in (*answers, *quality)})),
         limits=config.limits,
         found=tuple(_beyond(config.limits, rates, [*answers, *quality])),
     )
@@ -203,17 +209,19 @@ def _load(
             "widen --recent and --reference, or give --until"
         )
     scorer, version, policy = newest
+    # Whether a video can be read and has a face hangs on the policy alone, so rates count the rows of every scorer.
     connection.execute(
-        "CREATE TABLE rows AS SELECT * EXCLUDE (scorer, scorer_version, policy, committed_at) FROM all_rows "
-        "WHERE scorer = ?",
-        [scorer],
+        "CREATE TABLE rows AS SELECT * EXCLUDE (scorer, scorer_version, policy, committed_at), scorer = ? AS is_own "
+        "FROM all_rows WHERE policy = ?",
+        [scorer, policy],
     )
     connection.execute("DROP TABLE all_rows")
     quarantine = store.dataset(QUARANTINE)
     if quarantine is not None:
         connection.register("failed", stream(quarantine, ["policy", "reason", "committed_at"]))
         connection.execute(
-            "INSERT INTO rows BY NAME SELECT 'quarantined' AS status, reason, committed_at >= $middle AS recent "
+            "INSERT INTO rows BY NAME SELECT 'quarantined' AS status, reason, committed_at >= $middle AS recent, "
+            "false AS is_own "
             "FROM failed WHERE policy = $policy AND committed_at >= $start AND committed_at < $end",
             {"policy": policy, "start": start, "middle": middle, "end": end},
         )
@@ -257,7 +265,7 @@ def _answers(connection: duckdb.DuckDBPyConnection, task: Task) -> list[Shift]:
 
 def _quality(connection: duckdb.DuckDBPyConnection) -> list[Shift]:
     shifts = []
-    for name in ("num_faces", *FACE_QUALITY):
+    for name in QUALITY:
         before, now = (_values(connection, name, recent=recent) for recent in (False, True))
         if before and now:
             shifts.append(numeric_shift(name, np.asarray(before, dtype=float), np.asarray(now, dtype=float)))
@@ -266,13 +274,12 @@ def _quality(connection: duckdb.DuckDBPyConnection) -> list[Shift]:
 
 def _values(connection: duckdb.DuckDBPyConnection, column: str, *, recent: bool) -> list[Any]:
     """Values of scored videos of a window, in a fixed sample where there are very many."""
-    return [
-        value
-        for (value,) in connection.execute(
-            f'SELECT "{column}" FROM (SELECT "{column}" FROM rows WHERE recent = {recent} AND status = \'scored\' '
-            f'AND "{column}" IS NOT NULL) USING SAMPLE reservoir({MAX_ROWS} ROWS) REPEATABLE (0)'
-        ).fetchall()
-    ]
+    chosen = f"recent = {recent} AND is_own AND status = 'scored' AND \"{column}\" IS NOT NULL"
+    found = connection.execute(
+        f'SELECT "{column}" FROM (SELECT "{column}" FROM rows WHERE {chosen}) '
+        f"USING SAMPLE reservoir({MAX_ROWS} ROWS) REPEATABLE (0)"
+    ).fetchall()
+    return [value for (value,) in found]
 
 
 def _beyond(limits: DriftLimits, rates: list[Rate], shifts: list[Shift]) -> list[str]:
@@ -304,6 +311,8 @@ def print_drift(drift: Drift) -> None:
         before, now = ("" if value is None else f"{value:.4g}" for value in (shift.before, shift.now))
         table.add_row(shift.name, before, now, f"{shift.psi:.3f}", "" if shift.ks is None else f"{shift.ks:.3f}")
     console.print(table)
+    if drift.not_compared:
+        console.print(f"not compared, since a window has no value: {', '.join(drift.not_compared)}", highlight=False)
     if not drift.found:
         console.print("no drift: everything is within its limit", highlight=False)
     for item in drift.found:

@@ -35,6 +35,7 @@ _BANDS: dict[str, tuple[float, ...]] = {
     "yaw_deg": (15, 30, 45),
     "score": (65, 70, 75, 80, 85, 90),
 }
+SLICE_RESAMPLES = 2000  # enough for the tails of an interval that allows for many slices
 _QUARTILES = ("sharpness", "brightness", "size_px")
 
 
@@ -65,12 +66,14 @@ class Compared:
     evaluations: tuple[Evaluation, ...]
     differences: dict[str, Figure]  # metric -> the first's less the second's, paired; empty where there is one
 
-    def slice_difference(self, column: str, value: str, num_resamples: int = 200) -> Figure:
-        """The difference of the best metric over a slice, with its paired 95% interval."""
+    def slice_difference(self, column: str, value: str, level: float) -> Figure:
+        """The difference of the best metric over a slice, with its paired interval at this level."""
         chosen = np.flatnonzero(np.asarray([given == value for given in self.columns[column]]))
         answers = [{name: p[chosen] for name, p in answer.items()} for answer in self.answers]
         groups = [self.groups[row] for row in chosen]
-        return _differences(self.task, answers, self.targets[chosen], groups, num_resamples)[self.task.best_metric]
+        return _differences(self.task, answers, self.targets[chosen], groups, SLICE_RESAMPLES, level)[
+            self.task.best_metric
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ def measure(config: EvaluateConfig, scorers: Sequence[ResolvedScorer], settings:
         raise UserError(f"--slice {unknown[0]}: the dataset has the columns {', '.join(table.column_names)}")
     targets = task.encode_labels({name: table[name].to_pylist() for name in task.label_columns})
     connect(settings.cluster)
-    train_targets = read_targets(config.dataset, manifest, task, storage)
+    train_targets = read_targets(config.dataset, manifest, task, storage) if manifest.parts.get("train") else targets
     compared = compare(
         task,
         [_predicted(found.scorer, parts, storage, table.num_rows, use_gpu=config.use_gpu) for found in scorers],
@@ -279,7 +282,12 @@ def _band(value: float, edges: Sequence[float]) -> str:
 
 
 def _differences(
-    task: Task, answers: Sequence[Probabilities], targets: Targets, groups: Sequence[str], num_resamples: int
+    task: Task,
+    answers: Sequence[Probabilities],
+    targets: Targets,
+    groups: Sequence[str],
+    num_resamples: int,
+    level: float = 0.95,
 ) -> dict[str, Figure]:
     """The first scorer's figures less the second's, with intervals from the same resamples of creators for both."""
     group_of = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1]
@@ -296,7 +304,9 @@ def _differences(
     values = [task.metrics(answer, targets) for answer in answers]
     differences = {}
     for name in values[0]:
-        low, high = np.quantile(drawn[name], [0.025, 0.975]).tolist() if drawn.get(name) else (None, None)
+        low, high = (
+            np.quantile(drawn[name], [(1 - level) / 2, (1 + level) / 2]).tolist() if drawn.get(name) else (None, None)
+        )
         differences[name] = Figure(value=values[0][name] - values[1][name], low=low, high=high)
     return differences
 

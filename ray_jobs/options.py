@@ -95,8 +95,8 @@ def seconds(option: str, text: str) -> float:
         value = float(number) * units[unit]
     except (ValueError, KeyError) as error:
         raise UserError(f"{option} {text}: give a number and s, m, h, d or w (12h, 30d)") from error
-    if not 0 < value < float("inf"):
-        raise UserError(f"{option} {text}: give a time above zero")
+    if not 0 < value <= 100 * 365 * units["d"]:
+        raise UserError(f"{option} {text}: give a time above zero and below a century")
     return value
 
 

@@ -40,8 +40,8 @@ def print_versions(client: MlflowClient, task: str) -> None:
 def print_version(client: MlflowClient, reference: str, task: str) -> None:
     """One version's facts, its files checked against its digest."""
     name = get_task(task).name
-    version = registry.find_version(client, reference, task=name)
-    found = registry.resolve(client, reference, task=name)
+    found = registry.registered(client, reference, task=name)
+    version = registry.find_version(client, found.version, task=name)
     manifest = found.scorer.manifest
     aliases = [
         alias for alias in registry.ALIASES if registry.version_with(client, name, alias) == str(version.version)
@@ -71,7 +71,7 @@ def print_version(client: MlflowClient, reference: str, task: str) -> None:
 def print_difference(client: MlflowClient, first: str, second: str, task: str) -> None:
     """The fields of two manifests that differ."""
     name = get_task(task).name
-    scorers = [registry.resolve(client, reference, task=name) for reference in (first, second)]
+    scorers = [registry.registered(client, reference, task=name) for reference in (first, second)]
     one, other = (flat(found.scorer.manifest) for found in scorers)
     table = Table(title=f"{scorers[0].version} and {scorers[1].version}")
     for column in ("field", scorers[0].version, scorers[1].version):

@@ -387,7 +387,13 @@ def _take_portion(connection: duckdb.DuckDBPyConnection, catalog: str, portion: 
         names = [row[0] for row in connection.execute("DESCRIBE catalog").fetchall()]
         if portion.priority not in names:
             raise UserError(f"{catalog}: --priority {portion.priority}: it has the columns {', '.join(names)}")
-        order = f'c."{portion.priority}" DESC NULLS LAST, c.rowid'
+        ((kind,),) = connection.execute(f'SELECT typeof(any_value("{portion.priority}")) FROM catalog').fetchall()
+        if kind == "VARCHAR":
+            raise UserError(f"{catalog}: --priority {portion.priority} is text, which has no largest value: cast it")
+        value = f'c."{portion.priority}"'
+        if kind in ("FLOAT", "DOUBLE"):
+            value = f"nullif({value}, 'nan')"  # DuckDB holds it for the largest number
+        order = f"{value} DESC NULLS LAST, c.rowid"
     limit = "" if portion.limit is None else f"LIMIT {portion.limit}"
     connection.execute(
         f"CREATE TABLE portion AS SELECT d.* FROM due d JOIN catalog c ON c.rowid = d.row ORDER BY {order} {limit}"

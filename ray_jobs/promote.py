@@ -13,7 +13,10 @@ def promote(
     dataset: Annotated[
         str | None, typer.Option(help="Evaluation set: a crops dataset of people whom the challenger never saw.")
     ] = None,
-    split: Annotated[Literal["test", "val", "train", "all"], typer.Option(help="Its split to measure on.")] = "test",
+    split: Annotated[
+        Literal["test", "val", "train", "all"] | None,
+        typer.Option(help="Its split to measure on. Default: test where it has one, else all."),
+    ] = None,
     catalog: Annotated[
         str | None, typer.Option(help="Catalog whose sample both scorers answer: a table of videos, or a prefix.")
     ] = None,
@@ -33,7 +36,7 @@ def promote(
     alias: Annotated[
         str | None, typer.Option(help="Only point another alias (challenger, say) at the version; asks no gate.")
     ] = None,
-    resamples: Annotated[int, typer.Option(min=20, help="Bootstrap resamples, of creators.")] = 200,
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples, of creators.")] = 200,
     predictors: Annotated[int, typer.Option(min=1, help="Actors that hold a scorer.")] = 1,
     gpus_per_predictor: Annotated[float, typer.Option(min=0, help="GPUs of each predictor; 0: CPU.")] = 0.0,
     num_cpus: options.NumCpus = None,
@@ -56,7 +59,7 @@ def promote(
         if alias in (registry.CHAMPION, registry.PREVIOUS):
             raise UserError(f"--alias {alias} is moved by promote and rollback alone: leave --alias out")
         client = tracking_client(settings.tracking)
-        number = str(registry.find_version(client, version, task=name).version)
+        number = registry.registered(client, version, task=name).version.rpartition("/")[2]
         before = registry.set_alias(client, name, number, alias)
         console.print(
             f"{registry.model_name(name)}: {alias} is version {number} now (before: {before or 'none'})",

@@ -116,7 +116,7 @@ def print_result(result: ScoreResult) -> None:
     """The final account of a run, one line a fact."""
     outcome = result.outcome
     if outcome is None:
-        console.print("nothing to do: every video of the catalog is done, quarantined or excluded")
+        console.print("nothing to do: no video of the catalog is due")
         return
     console.print(
         f"run {result.run_id}: {outcome.done} of {result.plan.num_due} due videos accounted for "

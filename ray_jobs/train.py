@@ -90,7 +90,7 @@ def train(
     )
     if promote:
         seen = promotion.look(tracking_client(settings.tracking), run.task)
-        if seen.champion is not None:
+        if seen.champion is not None and name is None:  # a named run may be the champion's own, said again
             raise UserError(
                 f"--promote: {registry.model_name(run.task)} has a champion already, version {seen.champion}: train "
                 "without it, and let the gates decide (the verb promote)"
@@ -99,5 +99,12 @@ def train(
     print_result(result)
     if promote:
         client = tracking_client(settings.tracking)
+        if seen.champion == result.version:
+            return
+        if seen.champion is not None:
+            raise UserError(
+                f"{registry.model_name(run.task)} has a champion already, version {seen.champion}: version "
+                f"{result.version} is registered, and the gates decide about it (the verb promote)"
+            )
         promotion.promote(client, run.task, result.version, seen=seen, reason="the first champion, by train --promote")
         console.print(f"{registry.model_name(run.task)}: champion is version {result.version} now", highlight=False)

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from ray_jobs.splits import SplitBy
 MANIFEST = "dataset.json"
 CARD = "card.html"
 PEOPLE = "people.txt"  # beside the manifest, among a training run's artifacts
+UNKNOWN_PEOPLE = "unknown"  # a line of it: the starting weights saw people whom nobody noted
 # Full-resolution chroma at quality 95: a quarter of PNG's bytes, and no difference that a score could see.
 _JPEG = {"quality": 95, "subsampling": 0}
 
@@ -147,9 +147,19 @@ def groups_of(table: pa.Table) -> list[str]:
     return [creator or video for creator, video in pairs]
 
 
-def person_digests(groups: Iterable[str]) -> set[str]:
-    """What a scorer's run remembers of the people it was made from: enough to know one again, not who it was."""
-    return {hashlib.sha256(group.encode()).hexdigest()[:16] for group in groups}
+def person_digests(table: pa.Table) -> set[str]:
+    """Digests of the rows' creators and of their videos: what a scorer's run keeps of those it was made from.
+
+    Both, since another dataset may know the creator of a video that this one does not. The ids are not in clear; who
+    knows an id can see whether it is among them, which is what they are for.
+    """
+    names = {*table["creator_id"].to_pylist(), *table["video_id"].to_pylist()} - {None}
+    return {digest_of(name) for name in names}
+
+
+def digest_of(name: str) -> str:
+    """Of a creator's or a video's id: 16 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def read_people(root: str, manifest: DatasetManifest, storage: Storage) -> set[str]:
@@ -158,7 +168,5 @@ def read_people(root: str, manifest: DatasetManifest, storage: Storage) -> set[s
     for split in ("train", "val"):
         for uri in part_uris(root, manifest, split):
             filesystem, path = storage.arrow_filesystem(uri)
-            found |= person_digests(
-                groups_of(pq.read_table(path, filesystem=filesystem, columns=["creator_id", "video_id"]))
-            )
+            found |= person_digests(pq.read_table(path, filesystem=filesystem, columns=["creator_id", "video_id"]))
     return found

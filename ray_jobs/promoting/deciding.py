@@ -17,7 +17,15 @@ from models.promotion import Change
 from models.registry import ResolvedScorer, model_name
 from models.tasks.base import Task, get_task
 from ray_jobs.console import console
-from ray_jobs.crops.dataset import PEOPLE, DatasetManifest, groups_of, person_digests, read_manifest, split_parts
+from ray_jobs.crops.dataset import (
+    PEOPLE,
+    UNKNOWN_PEOPLE,
+    DatasetManifest,
+    digest_of,
+    person_digests,
+    read_manifest,
+    split_parts,
+)
 from ray_jobs.crops.mapping import scanned
 from ray_jobs.evaluating import Compared, EvaluateConfig, measure
 from ray_jobs.promoting.gates import (
@@ -48,7 +56,7 @@ class PromoteConfig:
     version: str
     gates: Gates
     dataset: str | None = None
-    split: str = "test"
+    split: str | None = None  # None: test where the dataset has it, else all
     catalog: str | None = None
     sample: int = 500
     slices: tuple[str, ...] = ()  # further columns of the evaluation set
@@ -77,29 +85,31 @@ def run_promote(config: PromoteConfig, settings: Settings) -> tuple[Decision, Ch
     task, client = get_task(config.task), tracking_client(settings.tracking)
     name = model_name(task.name)
     seen = promotion.look(client, task.name)
-    challenger = registry.resolve(client, config.version, task=task.name)
+    challenger = registry.registered(client, config.version, task=task.name)
     version = challenger.version.rpartition("/")[2]
     if seen.champion == version:
         raise UserError(f"{name}: version {version} is the champion already")
     _check_metrics(client, task, version)
-    champion = None if seen.champion is None else registry.resolve(client, seen.champion, task=task.name)
-    decision = _decide(config, settings, client, task, challenger, champion)
+    champion, lost = _champion(client, task, seen.champion, force=config.force)
+    decision = _decide(config, settings, client, task, challenger, champion, lost)
     page = decision_page(task, decision, challenger.scorer.manifest, settings)
     _print(decision)
     if config.out is not None:
         _write(config.out, decision, page, settings)
+    assert challenger.run_id is not None
     if config.dry_run:
         console.print("dry run: nothing is changed, and the decision is not logged", highlight=False)
-        return decision, None
-    assert challenger.run_id is not None
-    client.log_text(challenger.run_id, decision.model_dump_json(indent=2), f"{decision.folder}/{RECORD}")
-    client.log_text(challenger.run_id, page, f"{decision.folder}/{PAGE}")
-    console.print(f"recorded in run {challenger.run_id}: {decision.folder}/{PAGE}", highlight=False)
+    else:
+        client.log_text(challenger.run_id, decision.model_dump_json(indent=2), f"{decision.folder}/{RECORD}")
+        client.log_text(challenger.run_id, page, f"{decision.folder}/{PAGE}")
+        console.print(f"recorded in run {challenger.run_id}: {decision.folder}/{PAGE}", highlight=False)
     if decision.outcome == "refused":
         failed = list(dict.fromkeys(verdict.gate for verdict in decision.verdicts if not verdict.passed))
         refusal = f"{name}: version {version} is not promoted: {', '.join(failed)} not passed"
         console.print(refusal, highlight=False)
         raise RunStopped(refusal, REFUSED)
+    if config.dry_run:
+        return decision, None
     change = promotion.promote(
         client,
         task.name,
@@ -108,6 +118,7 @@ def run_promote(config: PromoteConfig, settings: Settings) -> tuple[Decision, Ch
         kind="forced promotion" if decision.outcome == "forced" else "promotion",
         reason=config.reason,
         by=decision.by,
+        record=decision.folder,
     )
     console.print(
         f"{name}: champion is version {version} now (change {change.number}; before: {change.before or 'none'})\n"
@@ -115,6 +126,23 @@ def run_promote(config: PromoteConfig, settings: Settings) -> tuple[Decision, Ch
         highlight=False,
     )
     return decision, change
+
+
+def _champion(
+    client: MlflowClient, task: Task, version: str | None, *, force: bool
+) -> tuple[ResolvedScorer | None, str | None]:
+    """The champion, or why it cannot be loaded where the decision is forced."""
+    if version is None:
+        return None, None
+    try:
+        return registry.registered(client, version, task=task.name), None
+    except (UserError, MlflowException) as error:
+        if force:
+            return None, f"version {version}, the champion, cannot be loaded: {error}"
+        raise UserError(
+            f"version {version}, the champion, cannot be loaded, so nothing can be compared with it ({error}): roll "
+            "back, or promote with --force and a --reason"
+        ) from error
 
 
 def _check_metrics(client: MlflowClient, task: Task, version: str) -> None:
@@ -133,24 +161,38 @@ def _decide(
     task: Task,
     challenger: ResolvedScorer,
     champion: ResolvedScorer | None,
+    lost: str | None,
 ) -> Decision:
     scorers = [challenger] if champion is None else [challenger, champion]
     gates, notes = config.gates, []
     compared, evaluation_set = None, None
     if config.dataset is not None:
         manifest = read_manifest(config.dataset, Storage(settings.storage))
-        _refuse_training_data(config, client, challenger, manifest, settings)
-        if champion is not None and champion.scorer.manifest.dataset_fingerprint == manifest.fingerprint:
+        split = config.split or ("test" if "test" in manifest.parts else "all")
+        if split not in (*manifest.parts, "all"):
+            raise UserError(f"{config.dataset} has no split {split!r}; it has {', '.join(manifest.parts)}, all")
+        if gates.quality is not None and gates.quality.fingerprint not in (None, manifest.fingerprint):
+            raise UserError(
+                f"{config.dataset} is not the evaluation set that the gates name (quality.fingerprint): its "
+                f"fingerprint is {manifest.fingerprint}"
+            )
+        _refuse_training_data(config.dataset, split, client, challenger, manifest, settings)
+        trained_on = "" if champion is None else champion.scorer.manifest.dataset_fingerprint
+        if trained_on == manifest.fingerprint and split != "test":
             notes.append("The champion was trained on the evaluation set: it looks better there than it is.")
-        compared = _measure(config, scorers, settings)
-        evaluation_set = EvaluationSet(uri=config.dataset, split=config.split, fingerprint=manifest.fingerprint)
+        compared = _measure(config, config.dataset, split, scorers, settings)
+        evaluation_set = EvaluationSet(uri=config.dataset, split=split, fingerprint=manifest.fingerprint)
     shadow = _shadow(config, settings, task, challenger, champion)
     costs = [] if gates.hardware is None else [measure_cost(scorer.directory) for scorer in scorers]
     verdicts = _judge(gates, scorers, compared, costs, shadow)
-    if champion is None:
+    if lost is not None:
+        verdicts.append(unmeasured("champion", "the scorer to compare with", lost))
+    elif champion is None:
         notes.append("There is no champion yet: gates that compare with one have nothing to say.")
     if refused := [section for section, gate in gates if gate is None]:
         notes.append(f"Gates that were not asked: {', '.join(refused)}.")
+    if config.dry_run:
+        notes.append("A dry run: nothing was changed, whatever the verdicts.")
     passed = all(verdict.passed for verdict in verdicts)
     return Decision(
         task=task.name,
@@ -181,49 +223,51 @@ def _candidate(scorer: ResolvedScorer, index: int, compared: Compared | None, co
 
 
 def _refuse_training_data(
-    config: PromoteConfig,
+    dataset: str,
+    split: str,
     client: MlflowClient,
     challenger: ResolvedScorer,
     manifest: DatasetManifest,
     settings: Settings,
 ) -> None:
     """Refuse an evaluation set with crops, or with people, that the challenger was made from."""
-    assert config.dataset is not None
     reference = challenger.version
-    if challenger.scorer.manifest.dataset_fingerprint == manifest.fingerprint and config.split != "test":
+    others = "its split test or a dataset of other people" if "test" in manifest.parts else "a dataset of other people"
+    if challenger.scorer.manifest.dataset_fingerprint == manifest.fingerprint and split != "test":
         raise UserError(
-            f"{config.dataset}: {reference} was trained on this dataset (fingerprint {manifest.fingerprint[:16]}): "
-            "its split test, or a dataset of other people, can say what it is worth"
+            f"{dataset}: {reference} was trained on this dataset (fingerprint {manifest.fingerprint[:16]}): only "
+            f"{others} can say what it is worth"
         )
     assert challenger.run_id is not None
-    try:
-        text = registry.read_artifact(client, challenger.run_id, f"dataset/{PEOPLE}")
-    except MlflowException as error:
+    text = registry.read_artifact(client, challenger.run_id, f"dataset/{PEOPLE}")
+    trained_on = set() if text is None else set(text.split())
+    if text is None or UNKNOWN_PEOPLE in trained_on:
+        why = f"has no dataset/{PEOPLE}" if text is None else "started from weights of unknown training"
         raise UserError(
-            f"{reference}: its run {challenger.run_id} does not say whom it was trained on (no dataset/{PEOPLE}), so "
-            "nobody can tell whether the evaluation set is of other people: train it again, or switch the gates "
-            "quality, slices and calibration off (null) and leave --dataset out"
-        ) from error
+            f"{reference}: nobody can tell whether the evaluation set is of people whom it never saw, since its run "
+            f"{challenger.run_id} {why}: train it again, or switch the gates quality, slices and calibration off "
+            "(null) and leave --dataset out"
+        )
     storage = Storage(settings.storage)
-    table = scanned(split_parts(config.dataset, manifest, config.split), storage).to_table(
-        columns=["creator_id", "video_id"]
-    )
-    trained_on = set(text.split())
-    both = sorted(group for group in set(groups_of(table)) if person_digests([group]) & trained_on)
-    if both:
+    table = scanned(split_parts(dataset, manifest, split), storage).to_table(columns=["creator_id", "video_id"])
+    known = person_digests(table) & trained_on
+    if known:
+        names = [*table["creator_id"].to_pylist(), *table["video_id"].to_pylist()]
+        both = sorted({name for name in names if name is not None and digest_of(name) in known})
         raise UserError(
-            f"{config.dataset}: {len(both)} of its people were in the training of {reference} "
+            f"{dataset}: {len(both)} of its creators or videos were in the training of {reference} "
             f"({', '.join(both[:3])}{', …' if len(both) > 3 else ''}): evaluate on people whom it never saw"
         )
 
 
-def _measure(config: PromoteConfig, scorers: Sequence[ResolvedScorer], settings: Settings) -> Compared:
-    assert config.dataset is not None
+def _measure(
+    config: PromoteConfig, dataset: str, split: str, scorers: Sequence[ResolvedScorer], settings: Settings
+) -> Compared:
     evaluation = EvaluateConfig(
         task=config.task,
-        dataset=config.dataset,
+        dataset=dataset,
         out="",
-        split=config.split,
+        split=split,
         slices=config.slices,
         num_resamples=config.num_resamples,
         use_gpu=config.resources.gpus_per_predictor > 0,

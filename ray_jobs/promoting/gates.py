@@ -1,23 +1,24 @@
 """The gates of a promotion: their limits as a YAML file, and the verdict of each on what was measured."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator
 
 from infra.errors import UserError
 from models.evaluation import Evaluation
 from models.scorer import ScorerManifest
 from ray_jobs.evaluating import Compared
 from ray_jobs.promoting.hardware import Cost
-from ray_jobs.promoting.shadow import Shadow
+from ray_jobs.promoting.shadow import MIN_SLICE, Shadow
 
 _ERRORS = ("mae", "rmse")  # metrics that are better when lower
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class QualityGate(_Section):
@@ -27,6 +28,8 @@ class QualityGate(_Section):
     max_loss: float = Field(
         0.02, ge=0, description="How much worse it may be, as a share of the champion's figure, at 95% confidence."
     )
+    min_creators: int = Field(20, ge=2, description="Fewer creators say too little: their spread is the interval.")
+    fingerprint: str | None = Field(None, description="Of the only dataset that may decide; null: whichever is given.")
 
 
 class SliceGate(_Section):
@@ -35,9 +38,10 @@ class SliceGate(_Section):
     max_loss: float = Field(
         0.1, ge=0, description="How much worse a slice may be, as a share of the champion's figure."
     )
-    min_rows: int = Field(30, ge=1, description="Slices of fewer crops say too little.")
-    limits: dict[str, float] = Field(
-        default_factory=dict, description="Limits of single slices, as 'COLUMN: VALUE' or 'COLUMN' -> share."
+    min_rows: int = Field(30, ge=10, description="Slices of fewer crops say too little.")
+    limits: dict[str, NonNegativeFloat] = Field(
+        default_factory=dict,
+        description="Limits of single slices, as 'COLUMN: VALUE' or 'COLUMN' -> share; chance is no excuse for these.",
     )
 
 
@@ -72,10 +76,22 @@ class ShadowGate(_Section):
     max_changed: float = Field(
         0.35, ge=0, le=1, description="Share of videos whose score changes its band, or whose answer changes."
     )
-    bands: tuple[float, ...] = Field((70, 80, 90), description="Where the score's bands begin, in points.")
+    max_lost: float = Field(
+        0.02, ge=0, le=1, description="Share of the champion's videos in which the challenger finds no face."
+    )
+    bands: tuple[float, ...] = Field(
+        (70, 80, 90), min_length=1, description="Where the score's bands begin, in points, rising."
+    )
     max_slice_shift: float = Field(
         0.5, ge=0, description="Shift of a numeric answer's mean in a slice of 20 videos, in standard deviations."
     )
+
+    @field_validator("bands")
+    @classmethod
+    def _rise(cls, bands: tuple[float, ...]) -> tuple[float, ...]:
+        if any(later <= earlier for earlier, later in pairwise(bands)):
+            raise ValueError("the bands do not rise")
+        return bands
 
 
 class Gates(BaseModel):
@@ -131,6 +147,10 @@ def judge_quality(gate: QualityGate, found: Compared) -> list[Verdict]:
         raise UserError(f"gates: quality.metric {metric!r} is none of {found.task.name}'s; it has {', '.join(figures)}")
     sign = -1 if metric.startswith(_ERRORS) else 1
     figure = figures[metric]
+    num_creators = found.evaluations[0].num_groups
+    if num_creators < gate.min_creators:
+        why = f"the evaluation set has {num_creators} creators, fewer than min_creators {gate.min_creators}"
+        return [unmeasured("quality", metric, why)]
     if len(found.evaluations) < 2:
         assert figure.baseline is not None
         gain = sign * (figure.value - figure.baseline)
@@ -161,6 +181,9 @@ def judge_quality(gate: QualityGate, found: Compared) -> list[Verdict]:
 def judge_slices(gate: SliceGate, found: Compared) -> list[Verdict]:
     """Slices that are worse beyond their limit, and not by chance; where there is none, the one that comes nearest.
 
+    Of many slices one is worse by chance: of k beyond the limit, the interval that decides about each is at
+    1 - 0.05 / k (Bonferroni).
+
     Bands of the label itself are no slices here: who answers the mean to everything is best in the band around it, and
     every better scorer is worse there.
     """
@@ -168,32 +191,51 @@ def judge_slices(gate: SliceGate, found: Compared) -> list[Verdict]:
         return []
     before = {(item.column, item.value): item for item in found.evaluations[1].slices}
     sign = 1 if found.task.higher_is_better else -1
+    slices = [
+        (item, other)
+        for item in found.evaluations[0].slices
+        if (other := before.get((item.column, item.value))) is not None
+        and item.num_rows >= gate.min_rows
+        and item.column not in found.task.label_columns
+    ]
+    if not slices:
+        return [
+            unmeasured("slices", found.task.best_metric, f"no part of the evaluation set has {gate.min_rows} crops")
+        ]
+    names = {item.column for item, _ in slices} | {f"{item.column}: {item.value}" for item, _ in slices}
+    if unknown := sorted(gate.limits.keys() - names):
+        raise UserError(f"gates: slices.limits {unknown[0]!r} is no slice here; there are {', '.join(sorted(names))}")
     verdicts = []
-    for item in found.evaluations[0].slices:
-        other = before.get((item.column, item.value))
-        if other is None or item.num_rows < gate.min_rows or item.column in found.task.label_columns:
-            continue
+    for item, other in slices:
         name = f"{item.column}: {item.value}"
-        share = gate.limits.get(name, gate.limits.get(item.column, gate.max_loss))
-        loss, limit = sign * (other.figure.value - item.figure.value), share * abs(other.figure.value)
+        own_limit = gate.limits.get(name, gate.limits.get(item.column))
+        loss = sign * (other.figure.value - item.figure.value)
+        limit = (gate.max_loss if own_limit is None else own_limit) * abs(other.figure.value)
         words = f"{item.figure.value:.4g} against {other.figure.value:.4g} ({item.num_rows} crops)"
-        passed = loss <= limit
-        if not passed:
-            difference = found.slice_difference(item.column, item.value)
-            if difference.low is not None and difference.high is not None:
-                passed = max(sign * difference.low, sign * difference.high) >= 0  # it may be no worse at all
-                words += f", difference {difference.low:+.3g} to {difference.high:+.3g}"
-                words += ", may be chance" if passed else ""
         verdicts.append(
             Verdict(
                 gate="slices",
                 what=f"{name}: loss of {found.task.best_metric}",
                 figure=loss,
                 limit=limit,
-                passed=passed,
-                words=words,
+                passed=loss <= limit,
+                words=words if own_limit is None else f"{words}, limit of its own",
             )
         )
+    beyond = sum(not verdict.passed for verdict in verdicts)
+    for index, (item, _) in enumerate(slices):
+        if verdicts[index].passed or verdicts[index].words.endswith("limit of its own"):
+            continue
+        level = 1 - 0.05 / beyond
+        difference = found.slice_difference(item.column, item.value, level)
+        if difference.low is not None and difference.high is not None:
+            by_chance = max(sign * difference.low, sign * difference.high) >= 0  # it may be no worse at all
+            words = (
+                f"{verdicts[index].words}, difference {difference.low:+.3g} to {difference.high:+.3g} at {level:.1%}"
+            )
+            verdicts[index] = verdicts[index].model_copy(
+                update={"passed": by_chance, "words": words + (", may be chance" if by_chance else "")}
+            )
     verdicts.sort(key=lambda verdict: (verdict.passed, (verdict.limit or 0) - (verdict.figure or 0)))
     refused = [verdict for verdict in verdicts if not verdict.passed]
     return refused or verdicts[:1]
@@ -204,7 +246,7 @@ def judge_calibration(gate: CalibrationGate, found: Compared) -> list[Verdict]:
     verdicts = []
     now = _mean_ece(found.evaluations[0])
     if len(found.evaluations) > 1:
-        before = _mean_ece(found.evaluations[1])
+        before, before_coverage = _mean_ece(found.evaluations[1]), found.evaluations[1].coverage
         verdicts.append(
             Verdict(
                 gate="calibration",
@@ -215,6 +257,9 @@ def judge_calibration(gate: CalibrationGate, found: Compared) -> list[Verdict]:
                 words=f"{now:.3f} against {before:.3f}, mean over heads",
             )
         )
+        for name in before_coverage.keys() - found.evaluations[0].coverage.keys():
+            why = "the champion answers with an interval, this scorer without"
+            verdicts.append(unmeasured("calibration", f"{name}: its interval", why))
     for name, coverage in found.evaluations[0].coverage.items():
         lacking = coverage.level - coverage.covered
         verdicts.append(
@@ -285,7 +330,12 @@ def judge_shadow(gate: ShadowGate, shadow: Shadow) -> list[Verdict]:
         passed = figure >= limit if least else figure <= limit
         return Verdict(gate="shadow", what=what, figure=figure, limit=limit, passed=passed, words=words)
 
-    verdicts = []
+    if shadow.num_videos < MIN_SLICE:
+        why = f"only {shadow.num_videos} videos of the sample gave both scorers a face"
+        return [unmeasured("shadow", "sample of the catalog", why)]
+    lost = shadow.num_lost / max(shadow.num_videos + shadow.num_lost, 1)
+    words = f"{shadow.num_lost} videos; in {shadow.num_gained} it finds one where the champion finds none"
+    verdicts = [verdict("share of videos in which it finds no face any more", lost, gate.max_lost, words=words)]
     for answer in shadow.answers:
         name, shift = answer.shift.name, answer.shift
         verdicts.append(verdict(f"{name}: population stability index", shift.psi, gate.max_psi))

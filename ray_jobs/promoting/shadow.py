@@ -73,7 +73,9 @@ class Shadow(BaseModel):
 
     catalog: str = Field(description="Where the sample is from.")
     num_videos: int = Field(description="Videos that both scorers answered.")
-    num_without: int = Field(description="Videos of the sample that gave no face or could not be read.")
+    num_lost: int = Field(description="Videos that the champion answered and the challenger did not.")
+    num_gained: int = Field(description="Videos that the challenger answered and the champion did not.")
+    num_without: int = Field(description="Videos that neither answered: no face, or not readable.")
     answers: tuple[AnswerShift, ...] = Field(description="One an answer.")
     movers: tuple[Mover, ...] = Field(description="The largest first.")
 
@@ -128,7 +130,9 @@ def shadow_scores(
     return Shadow(
         catalog=catalog,
         num_videos=len(both),
-        num_without=sample.num_rows - len(both),
+        num_lost=len(before.keys() - now.keys()),
+        num_gained=len(now.keys() - before.keys()),
+        num_without=sample.num_rows - len(now.keys() | before.keys()),
         answers=tuple(compare(task, *pairs, columns, bands)),
         movers=tuple(movers(task, *pairs, chosen)),
     )

@@ -32,6 +32,7 @@ from ray_jobs.crops.dataset import (
     CARD,
     MANIFEST,
     PEOPLE,
+    UNKNOWN_PEOPLE,
     DatasetManifest,
     part_uris,
     read_manifest,
@@ -168,7 +169,8 @@ def _start_mlflow_run(
     client.log_text(run_id, storage.read_all(join(config.dataset, MANIFEST)).decode(), f"dataset/{MANIFEST}")
     card = dataset_card(config.dataset, dataset, storage, balance)
     client.log_text(run_id, card, f"dataset/{CARD}")
-    client.log_text(run_id, "\n".join(sorted(read_people(config.dataset, dataset, storage))), f"dataset/{PEOPLE}")
+    people = read_people(config.dataset, dataset, storage) | _people_of_start(config, storage)
+    client.log_text(run_id, "\n".join(sorted(people)), f"dataset/{PEOPLE}")
     return run_id
 
 
@@ -187,8 +189,21 @@ def _with_starting_weights(config: TrainConfig, task: Task, client: MlflowClient
                     f"weights {weights} are of backbone {found.scorer.manifest.backbone}, the recipe has "
                     f"{config.recipe.backbone}: give the same"
                 )
+            people = None if found.run_id is None else registry.read_artifact(client, found.run_id, f"dataset/{PEOPLE}")
+            storage.put(f"{uri}.{PEOPLE}", (UNKNOWN_PEOPLE if people is None else people).encode())
             storage.put_file(uri, found.directory / WEIGHTS_FILE)
     return config.model_copy(update={"recipe": config.recipe.model_copy(update={"weights": uri})})
+
+
+def _people_of_start(config: TrainConfig, storage: Storage) -> set[str]:
+    """Those whom the starting weights have seen: a scorer's own, and its ancestors'."""
+    weights = config.recipe.weights
+    if weights in ("none", "imagenet"):
+        return set()
+    try:
+        return set(storage.read_all(f"{weights}.{PEOPLE}").decode().split())
+    except ObjectNotFound:
+        return {UNKNOWN_PEOPLE}
 
 
 def _fit(

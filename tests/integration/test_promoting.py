@@ -18,7 +18,7 @@ from models import promotion, registry
 from models.exchange import export_scorer, import_scorer
 from ray_jobs import promotion_story
 from ray_jobs.promoting.deciding import PromoteConfig, run_promote
-from ray_jobs.promoting.gates import Gates
+from ray_jobs.promoting.gates import Gates, QualityGate
 from ray_jobs.promoting.record import Decision
 from ray_jobs.promotion_story import GATES, TASK, Story
 from ray_jobs.score_config import ScoreConfig, plan_run, resolve_scorers
@@ -37,7 +37,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Settings) -> St
     found = promotion_story.prepare_story(
         folder, ray_cluster.model_copy(update={"tracking": tracking}), num_videos=240, seed=0
     )
-    assert promotion_story.train_version(found, "v1", "labels", epochs=4) == "1"
+    assert promotion_story.train_version(found, "v1", "labels", epochs=6) == "1"
     return found
 
 
@@ -52,10 +52,16 @@ def champion(settings: Settings) -> str | None:
 def decision_of(settings: Settings, version: str) -> Decision:
     """The newest record among the artifacts of the version's run."""
     client = client_of(settings)
-    run_id = str(client.get_model_version(NAME, version).run_id)
+    run_id = run_of(settings, version)
     folders = sorted(item.path for item in client.list_artifacts(run_id, "decisions"))
     assert f"{folders[-1]}/decision.html" in [item.path for item in client.list_artifacts(run_id, folders[-1])]
-    return Decision.model_validate_json(registry.read_artifact(client, run_id, f"{folders[-1]}/decision.json"))
+    text = registry.read_artifact(client, run_id, f"{folders[-1]}/decision.json")
+    assert text is not None
+    return Decision.model_validate_json(text)
+
+
+def run_of(settings: Settings, version: str) -> str:
+    return str(client_of(settings).get_model_version(NAME, version).run_id)
 
 
 def states(story: Story) -> dict[str, int]:
@@ -94,7 +100,10 @@ def test_what_cannot_be_decided_is_refused_with_the_reason(story: Story) -> None
     assert f"models:/{NAME}/1 was trained on this dataset (fingerprint" in trained_on
     # The same people under other labels: another fingerprint.
     overlap = refusal(dataset=str(story.folder / "wrong"))
-    assert f"of its people were in the training of models:/{NAME}/1" in overlap
+    assert f"of its creators or videos were in the training of models:/{NAME}/1" in overlap
+    assert "has no split 'test'; it has" in refusal(split="test")
+    fingerprint = Gates(quality=QualityGate(fingerprint="0" * 64))
+    assert "is not the evaluation set that the gates name" in refusal(gates=fingerprint)
     client = client_of(story.settings)
     tags = client.get_model_version(NAME, "1").tags
     client.delete_model_version_tag(NAME, "1", "metric.mae")
@@ -116,9 +125,11 @@ def test_a_gate_without_a_figure_is_not_passed(story: Story, capsys: pytest.Capt
     assert "no --dataset to measure on" in capsys.readouterr().out
     assert champion(story.settings) is None
     assert decision_of(story.settings, "1").outcome == "refused"
-    decision, change = run_promote(asked(story, dry_run=True), story.settings)
+    decision, change = run_promote(asked(story, dry_run=True, gates=GATES), story.settings)
     assert (decision.outcome, change) == ("passed", None)
     assert champion(story.settings) is None
+    with pytest.raises(RunStopped, match="quality, slices, calibration not passed"):
+        run_promote(asked(story, dataset=None, dry_run=True), story.settings)
 
 
 def test_the_story(story: Story) -> None:
@@ -129,7 +140,7 @@ def test_the_story(story: Story) -> None:
     num_videos = promotion_story.score(story)
     assert states(story) == {"done": num_videos, "minor": 1}
 
-    assert promotion_story.train_version(story, "v2", "labels", epochs=4, start="champion") == "2"
+    assert promotion_story.train_version(story, "v2", "labels", epochs=10, start="champion") == "2"
     second = promotion_story.decide(story, "2", reason="trained for longer", out="decision-2")
     assert second is not None
     assert all(verdict.passed for verdict in second.verdicts)
@@ -149,7 +160,11 @@ def test_the_story(story: Story) -> None:
     promotion_story.score(story)
     assert rows_by_version(story) == {"2": num_videos}
 
-    assert promotion_story.train_version(story, "v3", "wrong", epochs=14, start="champion") == "3"
+    # Version 2 began with version 1's weights, so whom that was trained on it has seen too.
+    people = [registry.read_artifact(client_of(settings), run_of(settings, v), "dataset/people.txt") for v in "12"]
+    assert people[0] is not None
+    assert people[0] == people[1]
+    assert promotion_story.train_version(story, "v3", "wrong", epochs=16, start="champion") == "3"
     assert promotion_story.decide(story, "3", reason="better on average", out="decision-3") is None
     third = decision_of(settings, "3")
     assert third.outcome == "refused"

@@ -97,11 +97,12 @@ def test_what_is_alike_is_no_drift(tmp_path: Path) -> None:
     # None of these belong to the comparison: too old, too new, another scorer, another policy.
     scored(tmp_path, UNTIL - timedelta(days=90), normal(65, 500, 2))
     scored(tmp_path, UNTIL + timedelta(days=1), normal(65, 500, 2))
-    scored(tmp_path, BEFORE, normal(65, 500, 3), scorer="v1")
+    scored(tmp_path, BEFORE, [*normal(65, 475, 3), *[None] * 25], scorer="v1")
     quarantined(tmp_path, RECENT, ["not_found"] * 500, policy="another")
     found = drift(tmp_path)
     assert found.found == ()
-    assert (found.reference.num_videos, found.recent.num_videos) == (636, 426)
+    assert (found.reference.num_videos, found.recent.num_videos) == (630, 422)
+    assert found.not_compared == ("brightness", "confidence", "size_px")
     assert found.scorer_version.endswith("/v2")
     assert {rate.name for rate in found.rates} == {"no_face", "quarantined", "quarantined: truncated"}
     assert "Everything is within its limit" in drift_page(found)
@@ -124,6 +125,30 @@ def test_each_kind_of_drift_is_named(tmp_path: Path) -> None:
     page = drift_page(found)
     assert all(item.split(":")[0] in page for item in found.found)
     assert drift(tmp_path, max_psi=99, max_ks=1, max_rate_change=1).found == ()
+
+
+def test_a_promotion_is_no_drift_of_what_can_be_read(tmp_path: Path) -> None:
+    week = [UNTIL - timedelta(days=days) for days in range(28, 8, -1)]
+    for day in week:
+        scored(tmp_path, day, normal(80, 95, day.day), scorer="v1")
+        quarantined(tmp_path, day, ["truncated"] * 5)
+    scored(tmp_path, UNTIL - timedelta(days=8), normal(80, 190, 1))
+    scored(tmp_path, RECENT, normal(80, 190, 2))
+    quarantined(tmp_path, UNTIL - timedelta(days=8), ["truncated"] * 10)
+    quarantined(tmp_path, RECENT, ["truncated"] * 10)
+    found = drift(tmp_path)
+    assert found.found == ()
+    assert found.reference.num_videos == 190
+    rate = next(rate for rate in found.rates if rate.name == "quarantined")
+    assert (rate.before, rate.now) == (pytest.approx(0.05), pytest.approx(0.05))
+
+
+def test_quarantined_videos_make_no_window_large_enough(tmp_path: Path) -> None:
+    for moment in (BEFORE, RECENT):
+        scored(tmp_path, moment, normal(80, 3, 0))
+        quarantined(tmp_path, moment, ["truncated"] * 300)
+    with pytest.raises(UserError, match=r"the reference window .* has 3 videos"):
+        drift(tmp_path)
 
 
 def test_too_few_rows_are_said(tmp_path: Path) -> None:

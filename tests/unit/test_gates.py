@@ -1,6 +1,7 @@
 """Each gate refuses what it is for, passes what it is not for, and says what it compared."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,9 @@ from ray_jobs.promoting.gates import (
     judge_slices,
     read_gates,
 )
-from ray_jobs.promoting.hardware import Cost
+from ray_jobs.promoting.hardware import Cost, measure_cost
 from ray_jobs.promoting.shadow import Shadow, compare, movers
-from tests.unit.scorers import small_manifest
+from tests.unit.scorers import small_manifest, small_scorer
 
 TASK = get_task("attractiveness")
 NUM, CREATORS = 600, 60
@@ -113,7 +114,11 @@ def test_a_slice_refuses_what_is_better_on_average() -> None:
     assert "150 crops" in verdict.words
     (allowed,) = judge_slices(SliceGate(limits={"style: sketch": 2.0}), found)
     assert allowed.passed
+    (unmeasured,) = judge_slices(SliceGate(min_rows=500), found)
+    assert (unmeasured.figure, unmeasured.passed) == (None, False)
     assert all(item.passed for item in judge_slices(SliceGate(min_rows=200), found))
+    with pytest.raises(UserError, match=r"slices.limits 'style: Sketch' is no slice here"):
+        judge_slices(SliceGate(limits={"style: Sketch": 0.0}), found)
 
 
 def test_a_slice_that_may_be_worse_by_chance_passes_and_says_so() -> None:
@@ -121,6 +126,9 @@ def test_a_slice_that_may_be_worse_by_chance_passes_and_says_so() -> None:
     (verdict,) = judge_slices(SliceGate(max_loss=0.0), compared(now, before))
     assert verdict.passed
     assert verdict.words.endswith("may be chance")
+    # A limit of its own is meant as it stands.
+    refused = judge_slices(SliceGate(max_loss=0.0, limits={"style": 0.0}), compared(now, before))
+    assert [item.passed for item in refused] == [False] * len(refused)
 
 
 def test_calibration_wants_intervals_that_hold_what_they_promise() -> None:
@@ -131,6 +139,29 @@ def test_calibration_wants_intervals_that_hold_what_they_promise() -> None:
     assert not coverage.passed
     assert "promises 90%" in coverage.words
     assert not rise.passed
+
+
+def test_a_scorer_without_the_champions_interval_is_not_calibrated() -> None:
+    found = compared(errors(2), errors(2))
+    bare = found.evaluations[0].model_copy(update={"coverage": {}})
+    verdicts = judge_calibration(CalibrationGate(), replace(found, evaluations=(bare, found.evaluations[1])))
+    assert [(item.what, item.passed) for item in verdicts][1:] == [("score: its interval", False)]
+
+
+def test_few_creators_decide_nothing() -> None:
+    (verdict,) = judge_quality(QualityGate(min_creators=61), compared(errors(2), errors(4)))
+    assert (verdict.figure, verdict.passed) == (None, False)
+    assert "60 creators, fewer than min_creators 61" in verdict.words
+
+
+def test_the_memory_of_a_large_parent_is_not_the_predictors(tmp_path: Path) -> None:
+    small_scorer(tmp_path / "scorer", "fs2k")
+    ballast = np.ones(1 << 27)  # a gigabyte
+    cost = measure_cost(tmp_path / "scorer")
+    del ballast
+    assert cost.device in ("cpu", "cuda")
+    assert 0 < cost.peak_mib < 700
+    assert cost.ms_per_crop > 0
 
 
 def test_hardware_compares_time_and_memory() -> None:
@@ -154,7 +185,7 @@ def test_a_changed_contract_has_to_be_declared() -> None:
     assert judge_contract(ContractGate(may_change=True), now, before)[0].passed
 
 
-def shadow(change: Callable[[float], float]) -> Shadow:
+def shadow(change: Callable[[float], float], num_lost: int = 0) -> Shadow:
     """A sample of 400 videos whose scores change so."""
     before = np.random.default_rng(0).uniform(62, 98, 400)
     rows = [[{"score": float(value)} for value in values] for values in (np.vectorize(change)(before), before)]
@@ -162,7 +193,15 @@ def shadow(change: Callable[[float], float]) -> Shadow:
     columns = {"country": ["fr" if row % 4 else "de" for row in range(400)]}
     answers = compare(TASK, *rows, columns, (70, 80, 90))
     found = tuple(movers(TASK, *rows, videos))
-    return Shadow(catalog="c.csv", num_videos=400, num_without=3, answers=tuple(answers), movers=found)
+    return Shadow(
+        catalog="c.csv",
+        num_videos=400,
+        num_lost=num_lost,
+        num_gained=0,
+        num_without=3,
+        answers=tuple(answers),
+        movers=found,
+    )
 
 
 def test_shadow_refuses_each_kind_of_shift() -> None:
@@ -175,6 +214,10 @@ def test_shadow_refuses_each_kind_of_shift() -> None:
         "share of videos that change band",
         "largest shift of a slice",
     ]
+    (lost,) = [item for item in judge_shadow(ShadowGate(), shadow(lambda score: score, num_lost=20)) if not item.passed]
+    assert lost.what == "share of videos in which it finds no face any more"
+    few = shadow(lambda score: score).model_copy(update={"num_videos": 19})
+    assert [(item.figure, item.passed) for item in judge_shadow(ShadowGate(), few)] == [(None, False)]
     upside_down = {v.what: v for v in judge_shadow(ShadowGate(), shadow(lambda score: 160 - score))}
     assert not upside_down["score: rank correlation, at least"].passed
     assert upside_down["score: rank correlation, at least"].figure == pytest.approx(-1)
@@ -213,6 +256,10 @@ def test_a_gates_file_names_the_wrong_field_and_switches_gates_off(tmp_path: Pat
     for text, words in (
         ("quality: {max_los: 0.01}", "quality.max_los: Extra inputs"),
         ("hardware: {max_time_ratio: fast}", "hardware.max_time_ratio: Input should be a valid number"),
+        ("shadow: {bands: [90, 70]}", "shadow.bands: Value error, the bands do not rise"),
+        ("shadow: {bands: []}", "shadow.bands: Tuple should have at least 1 item"),
+        ("quality: {max_loss: .inf}", "quality.max_loss: Input should be a finite number"),
+        ("slices: {limits: {style: -1}}", "slices.limits.style: Input should be greater than"),
         ("- a", "the file: Input should be a valid dictionary"),
         ("a: [", "the gates cannot be read"),
     ):

@@ -308,6 +308,11 @@ def test_a_portion_takes_the_most_viewed_first(tmp_path: Path) -> None:
     assert some.counts["fs2k"]["new"] == 5  # what is there, whatever the portion
     assert some.sample(9, 0)["video_id"].to_pylist() == ["b", "e"]
     assert due(plan(tmp_path, catalog, portion=Portion(limit=3))) == ["a", "b", "c"]
+    unknown = write_catalog(tmp_path, video("a", "1", views="nan"), video("b", "1", views=0.5))
+    assert due(plan(tmp_path, unknown, portion=Portion(priority="views"))) == ["b", "a"]
+    with pytest.raises(UserError, match="--priority uri is text"):
+        plan(tmp_path, unknown, portion=Portion(priority="uri"))
+    catalog = write_catalog(tmp_path, video("a", "1", views=5))
     with pytest.raises(UserError, match=r"--priority likes: it has the columns video_id, uri.*views"):
         plan(tmp_path, catalog, portion=Portion(priority="likes"))
 

@@ -72,7 +72,7 @@ def test_what_was_decided_on_an_old_state_changes_nothing(client: MlflowClient) 
     promotion.promote(client, "fs2k", "1")
     seen = promotion.look(client, "fs2k")
     promotion.promote(client, "fs2k", "2", by="grace@lab")
-    with pytest.raises(UserError, match=r"changed by somebody else meanwhile \(now version 2; entry 2.*grace@lab"):
+    with pytest.raises(UserError, match=r"changed by somebody else meanwhile \(now version 2; change 2.*grace@lab"):
         promotion.promote(client, "fs2k", "3", seen=seen)
     assert aliases(client) == {"champion": "2", "previous": "1"}
     assert promotion.changes(client, "fs2k")[0].state == "void"
@@ -122,16 +122,76 @@ def test_one_that_dies_before_the_alias_moves_leaves_the_champion(
             promotion.promote(client, "fs2k", "2")
     assert aliases(client) == {"champion": "1"}
     assert promotion.changes(client, "fs2k")[0].state == "pending"
-    with pytest.raises(UserError, match=r"promotion of version 2 by .* is under way \(change 2\)"):
+    with pytest.raises(UserError, match=r"change 2, promotion of version 2 by .*, pending"):
+        promotion.promote(client, "fs2k", "3")
+    # A refused one in between does not hide the one that is under way.
+    with pytest.raises(UserError, match=r"change 2, promotion of version 2 by .*, pending"):
         promotion.promote(client, "fs2k", "3")
     monkeypatch.setattr(promotion, "PENDING_S", 0.0)
+    monkeypatch.setattr(promotion.time, "monotonic", lambda: 0.0)
     promotion.promote(client, "fs2k", "3")
     assert aliases(client) == {"champion": "3", "previous": "1"}
+    assert [item.state for item in promotion.changes(client, "fs2k")] == ["done", "void", "void", "void", "done"]
+
+
+def test_one_that_dies_between_the_aliases_can_be_rolled_back(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promotion.promote(client, "fs2k", "1")
+    moved = type(client).set_registered_model_alias
+
+    def dies_after_the_champion(self: MlflowClient, name: str, alias: str, version: str) -> None:
+        if alias == "previous":
+            raise KeyboardInterrupt
+        moved(self, name, alias, version)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(client), "set_registered_model_alias", dies_after_the_champion)
+        with pytest.raises(KeyboardInterrupt):
+            promotion.promote(client, "fs2k", "2")
+    assert aliases(client) == {"champion": "2"}
+    monkeypatch.setattr(promotion, "PENDING_S", 0.0)
+    monkeypatch.setattr(promotion.time, "monotonic", lambda: 0.0)
+    assert promotion.rollback(client, "fs2k", reason="it never worked").version == "1"
+    assert aliases(client) == {"champion": "1"}
+    assert [item.state for item in promotion.changes(client, "fs2k")] == ["done", "done", "done"]
+
+
+def test_one_that_was_taken_for_dead_changes_nothing_when_it_wakes(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promotion.promote(client, "fs2k", "1")
+    seen = promotion.look(client, "fs2k")
+    close, is_asleep = promotion._close_abandoned, [True]
+
+    def sleeps(*arguments: object) -> None:
+        if is_asleep.pop():
+            is_asleep.append(False)
+            promotion.promote(client, "fs2k", "3", by="the other")
+        close(*arguments)
+
+    monkeypatch.setattr(promotion, "_close_abandoned", sleeps)
+    monkeypatch.setattr(promotion, "PENDING_S", 0.0)
+    monkeypatch.setattr(promotion.time, "monotonic", lambda: 0.0)
+    with pytest.raises(UserError, match="held up for too long"):
+        promotion.promote(client, "fs2k", "2", seen=seen)
+    assert aliases(client) == {"champion": "3", "previous": "1"}
+
+
+def test_going_back_after_going_back_and_forth_goes_further_back(client: MlflowClient) -> None:
+    for version in ("1", "2", "1"):
+        promotion.promote(client, "fs2k", version)
+    assert promotion.rollback(client, "fs2k", reason="a").version == "2"
+    assert promotion.rollback(client, "fs2k", reason="b").version == "1"
+    with pytest.raises(UserError, match="no earlier champion"):
+        promotion.rollback(client, "fs2k", reason="c")
 
 
 def test_unknown_and_changed_versions_are_refused(client: MlflowClient) -> None:
     with pytest.raises(UserError, match="no scorer"):
         promotion.promote(client, "fs2k", "9")
+    with pytest.raises(UserError, match="cannot be an alias"):
+        registry.set_alias(client, "fs2k", "1", "v3")
     client.set_model_version_tag("facereel-fs2k", "2", "digest", "0" * 64)
     with pytest.raises(ScorerError, match="another scorer"):
         promotion.promote(client, "fs2k", "2")
@@ -146,6 +206,7 @@ def test_a_scorer_moves_to_another_registry_unchanged(client: MlflowClient, tmp_
     production = tracking_client(settings)
     exported = export_scorer(client, "2", "fs2k", tmp_path / "out")
     experiment = experiment_id(production, settings)
+    (tmp_path / "2").mkdir()  # a folder of that name is not what is meant
     imported = import_scorer(production, tmp_path / "out", experiment)
     assert str(imported.version) == "1"
     there = registry.resolve(production, "1", task="fs2k")

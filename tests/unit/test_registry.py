@@ -109,6 +109,8 @@ def test_a_scorer_of_another_task_is_refused(client: MlflowClient, tmp_path: Pat
         ("https://ada:secret@mlflow.example/a", "https://mlflow.example/a"),
         ("postgresql+psycopg2://ada:se%40cret@db:5432/mlflow", "postgresql+psycopg2://db:5432/mlflow"),
         ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+        ("https://ada:p@ss@mlflow.example", "https://mlflow.example"),
+        ("postgresql://db/mlflow?password=secret", "postgresql://db/mlflow"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
     ],
 )
