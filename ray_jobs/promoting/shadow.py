@@ -119,7 +119,7 @@ def shadow_scores(
     if refusal := check_resources(resources, cluster):
         raise UserError(refusal)
     resources = resources.spread(sample.num_rows, cluster["CPU"])
-    now, before = (_scored(task, found, sample, settings, resources) for found in (challenger, champion))
+    now, before = _scored(task, challenger, champion, sample, settings, resources)
     both = [name for name in sample["video_id"].to_pylist() if name in now and name in before]
     if not both:
         raise UserError(f"{catalog}: none of the {sample.num_rows} videos of the sample gave both scorers a face")
@@ -219,22 +219,34 @@ def _sample(catalog: str, storage: Storage, num_videos: int, opt_out: str | None
 
 
 def _scored(
-    task: Task, found: ResolvedScorer, sample: pa.Table, settings: Settings, resources: Resources
-) -> dict[str, dict[str, Any]]:
-    """Video id -> output columns, of the videos with a face."""
-    manifest = found.scorer.manifest
-    config = ExtractConfig(
-        frame_policy=manifest.frame_policy, face_policy=manifest.face_policy, storage=settings.storage
-    )
-    due = sample.append_column("due_tasks", pa.array([[task.name]] * sample.num_rows, pa.list_(pa.string())))
-    due = due.append_column("attempts", pa.array([0] * sample.num_rows, pa.int32()))
-    carried = CarriedScorer.carry(found.directory, task.name, found.scorer.digest)
-    rows: dict[str, dict[str, Any]] = {}
-    with RunProgress(f"shadow: {found.version}", sample.num_rows) as progress:
-        num_done = 0
-        for block in arriving(scored(ray.data.from_arrow(due), config, [carried], resources)):
-            num_done += block.num_rows
-            progress.update(num_done)
-            pairs = zip(block["video_id"].to_pylist(), block[task.name].to_pylist(), strict=True)
-            rows |= {video: values for video, values in pairs if values is not None}
-    return rows
+    task: Task,
+    challenger: ResolvedScorer,
+    champion: ResolvedScorer,
+    sample: pa.Table,
+    settings: Settings,
+    resources: Resources,
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Video id -> output columns of the videos with a face, of each; one decode serves both where it can."""
+    names = {"challenger": challenger, "champion": champion}
+    policies = {(found.scorer.manifest.frame_policy, found.scorer.manifest.face_policy) for found in names.values()}
+    runs = [list(names)] if len(policies) == 1 else [[name] for name in names]
+    rows: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
+    for run in runs:
+        manifest = names[run[0]].scorer.manifest
+        config = ExtractConfig(
+            frame_policy=manifest.frame_policy, face_policy=manifest.face_policy, storage=settings.storage
+        )
+        due = sample.append_column("due_tasks", pa.array([run] * sample.num_rows, pa.list_(pa.string())))
+        due = due.append_column("attempts", pa.array([0] * sample.num_rows, pa.int32()))
+        carried = [
+            CarriedScorer.carry(names[name].directory, task.name, names[name].scorer.digest, name=name) for name in run
+        ]
+        with RunProgress(f"shadow: {' and '.join(run)}", sample.num_rows) as progress:
+            num_done = 0
+            for block in arriving(scored(ray.data.from_arrow(due), config, carried, resources)):
+                num_done += block.num_rows
+                progress.update(num_done)
+                for name in run:
+                    pairs = zip(block["video_id"].to_pylist(), block[name].to_pylist(), strict=True)
+                    rows[name] |= {video: values for video, values in pairs if values is not None}
+    return rows["challenger"], rows["champion"]

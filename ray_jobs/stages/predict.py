@@ -26,11 +26,12 @@ class CarriedScorer:
     task: str
     digest: str
     files: dict[str, bytes] = field(repr=False)
+    name: str  # of its column and of what is due: the task, or what tells two scorers of one task apart
 
     @classmethod
-    def carry(cls, directory: Path, task: str, digest: str) -> "CarriedScorer":
+    def carry(cls, directory: Path, task: str, digest: str, *, name: str | None = None) -> "CarriedScorer":
         """Read a scorer directory."""
-        return cls(task, digest, {name: (directory / name).read_bytes() for name in SCORER_FILES})
+        return cls(task, digest, {file: (directory / file).read_bytes() for file in SCORER_FILES}, name or task)
 
     def load(self, device: str, storage: Storage) -> Predictor:
         """A predictor from the files; its digest is checked again."""
@@ -44,6 +45,11 @@ class ShippedScorer:
     task: str
     digest: str
     uri: str
+
+    @property
+    def name(self) -> str:
+        """Of its column and of what is due: the task."""
+        return self.task
 
     @classmethod
     def ship(cls, directory: Path, task: str, digest: str, tables: str, storage: Storage) -> "ShippedScorer":
@@ -80,16 +86,17 @@ def faces_column(task: str) -> str:
 
 
 class PredictStage:
-    """The Ray Data actor: replaces ``crops`` by two columns a task, null where a video is not due or has no face.
+    """The Ray Data actor: replaces ``crops`` by two columns a scorer, null where a video is not due or has no face.
 
-    ``TASK`` is a struct of the task's output columns, ``TASK_faces`` a list of structs, one a face (`face_schema`), and
-    ``predict_s`` the seconds that a row took. The column ``due_tasks`` (list of task names) says what a row is due for.
+    ``NAME`` (the task) is a struct of the task's output columns, ``NAME_faces`` a list of structs, one a face
+    (`face_schema`), and ``predict_s`` the seconds that a row took. The column ``due_tasks`` (list of such names) says
+    what a row is due for.
     """
 
     def __init__(
         self, scorers: Sequence[ShippedScorer | CarriedScorer], storage: Storage, device: str = "auto"
     ) -> None:
-        self._predictors = {scorer.task: scorer.load(device, storage) for scorer in scorers}
+        self._predictors = {scorer.name: scorer.load(device, storage) for scorer in scorers}
         for predictor in self._predictors.values():
             predictor.warm_up()
 
@@ -99,8 +106,9 @@ class PredictStage:
         crops = batch["crops"].to_pylist()
         batch = batch.drop_columns(["crops"])
         start = time.perf_counter()
-        for task, predictor in self._predictors.items():
-            rows = [row for row in range(len(due)) if task in due[row] and crops[row]]
+        for name, predictor in self._predictors.items():
+            task = predictor.scorer.manifest.task
+            rows = [row for row in range(len(due)) if name in due[row] and crops[row]]
             size = predictor.scorer.manifest.face_policy.crop_size
             predictions = predictor.predict([unpack_crops(crops[row], size) for row in rows])
             values: list[dict[str, Any] | None] = [None] * len(due)
@@ -108,10 +116,10 @@ class PredictStage:
             columns = face_schema(task)
             for row, prediction in zip(rows, predictions, strict=True):
                 values[row] = prediction.columns
-                by_face = zip(*(prediction.faces[name] for name in columns.names), strict=True)
+                by_face = zip(*(prediction.faces[column] for column in columns.names), strict=True)
                 faces[row] = [dict(zip(columns.names, one, strict=True)) for one in by_face]
-            batch = batch.append_column(task, pa.array(values, type=pa.struct(get_task(task).output_schema())))
-            batch = batch.append_column(faces_column(task), pa.array(faces, type=pa.list_(pa.struct(columns))))
+            batch = batch.append_column(name, pa.array(values, type=pa.struct(get_task(task).output_schema())))
+            batch = batch.append_column(faces_column(name), pa.array(faces, type=pa.list_(pa.struct(columns))))
         return batch.append_column("predict_s", _shared_out(time.perf_counter() - start, crops))
 
 
