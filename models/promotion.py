@@ -128,7 +128,7 @@ def rollback(client: MlflowClient, task: str, *, reason: str, by: str | None = N
 
 
 def _champions(client: MlflowClient, task: str, champion: str | None) -> list[str]:
-    """The champions on whose shoulders the present one stands, and itself: a promotion adds one, a rollback drops one.
+    """The champions that led to the present one, itself last: a promotion adds one, a rollback drops one.
 
     One that was set by hand, before there was a log or beside it, stands where the log shows that it was left.
     """

@@ -217,9 +217,17 @@ def test_scorers_move_to_a_server_and_are_decided_there(
         assert change is not None
         assert (change.kind, change.before, change.reason) == ("forced promotion", "2", "for a test")
         assert decision_of(settings, "3").outcome == "forced"
+        # The tables know a scorer by its digest, whichever registry it is in; version 3 has scored nothing yet.
+        told = replace(story, settings=settings)
+        ((state, number), _) = states(told).items()
+        assert state == "stale_scorer"
+        promotion_story.score(told, limit=10)
+        assert states(told) == {"stale_scorer": number - 10, "done": 10, "minor": 1}
+        assert rows_by_version(told)["3"] == 10
         seen = promotion.look(there, TASK)
         promotion.rollback(there, TASK, reason="only a test")
         with pytest.raises(UserError, match="changed by somebody else meanwhile"):
             promotion.promote(there, TASK, "1", seen=seen)
         assert champion(settings) == "2"
+        assert states(told) == {"done": number, "minor": 1}
         assert registry.version_with(there, TASK, "previous") == "1"
