@@ -1,12 +1,12 @@
 """Training, measured side by side: the reader's cost, losses, numbers of workers, and a run that is killed.
 
     python -m benchmarks.training                      steps on the real reader against one batch over and over
-    python -m benchmarks.training losses               attractiveness by loss, unseen creators, two seeds
-    python -m benchmarks.training workers              one worker and two with the same global batch, two seeds
+    python -m benchmarks.training losses               attractiveness by loss, unseen creators
+    python -m benchmarks.training workers              one worker and two with the same global batch
     python -m benchmarks.training resume               an undisturbed run and one whose worker is killed twice
 
-The last three train by the demo's recipe; figures are the mean and the range over seeds of the best epoch's validation
-errors, in points.
+The last three train by the demo's recipe (--videos, --epochs, --seeds); figures are the mean and the range over seeds
+of the best epoch's validation errors, in points.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from statistics import median
@@ -47,8 +48,19 @@ from ray_jobs.training.run import TrainResult, run_train
 
 NUM_CROPS, BATCH = 2_000, 32
 STEPS, WARM_UP, ROUNDS = 15, 3, 7
-NUM_VIDEOS, NUM_FRAMES, EPOCHS = 480, 30, 12
-SEEDS = (0, 1)
+NUM_FRAMES = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What the comparisons on drawn videos share."""
+
+    console: Console
+    settings: Settings
+    folder: Path
+    dataset: str
+    epochs: int
+    seeds: tuple[int, ...]
 
 
 def part(folder: Path) -> str:
@@ -115,24 +127,23 @@ def print_reader(console: Console) -> None:
     console.print(table)
 
 
-def drawn_dataset(folder: Path, settings: Settings) -> str:
+def drawn_dataset(folder: Path, settings: Settings, num_videos: int) -> str:
     """A crops dataset of drawn videos, split by creator."""
-    drawn = draw_catalog(folder, NUM_VIDEOS, 0, 0, 0, num_frames=NUM_FRAMES, num_processes=2)
+    drawn = draw_catalog(folder, num_videos, 0, 0, 0, num_frames=NUM_FRAMES, num_processes=2)
     policies = {"frame_policy": FramePolicy(every=12, limit=3), "face_policy": FacePolicy(crop_size=96)}
     out = str(folder / "crops")
     run_prepare(PrepareConfig(out=out, labels=str(drawn.truth), tasks=("attractiveness",), **policies), settings)
     return out
 
 
-def trained(folder: Path, dataset: str, settings: Settings, name: str, **options: Any) -> TrainResult:
+def trained(bench: Bench, name: str, **options: Any) -> TrainResult:
     """A run of the demo's recipe with some fields replaced; options of the run itself by their names."""
     run = {key: options.pop(key) for key in list(options) if key in TrainConfig.model_fields}
-    recipe = resolve_recipe("demo", {"epochs": EPOCHS, **options})
+    recipe = resolve_recipe("demo", {"epochs": bench.epochs, **options})
+    storage = str(bench.folder / "train")
     return run_train(
-        TrainConfig(
-            task="attractiveness", dataset=dataset, name=name, storage=str(folder / "train"), recipe=recipe, **run
-        ),
-        settings,
+        TrainConfig(task="attractiveness", dataset=bench.dataset, name=name, storage=storage, recipe=recipe, **run),
+        bench.settings,
     )
 
 
@@ -142,49 +153,48 @@ def figures(results: list[TrainResult], *names: str) -> list[str]:
     return [f"{column.mean():.2f} ({column.min():.2f}–{column.max():.2f})" for column in values.T]
 
 
-def print_losses(console: Console, settings: Settings, folder: Path, dataset: str) -> None:
-    table = Table(title="attractiveness on drawn videos by loss: validation errors over two seeds, points")
+def print_losses(bench: Bench) -> None:
+    table = Table(title=f"attractiveness on drawn videos by loss: validation errors, points, {len(bench.seeds)} seeds")
     for name in ("loss", "MAE of the mean", "of the median", "of the likeliest", "best constant"):
         table.add_column(name, justify="left" if name == "loss" else "right")
     for loss in get_task("attractiveness").losses:
-        results = [trained(folder, dataset, settings, f"{loss}-{seed}", loss=loss, seed=seed) for seed in SEEDS]
+        results = [trained(bench, f"{loss}-{seed}", loss=loss, seed=seed) for seed in bench.seeds]
         constant = results[0].manifest.baseline_metrics["mae"]
         table.add_row(loss, *figures(results, "mae", "mae_median", "mae_argmax"), f"{constant:.2f}")
-    console.print(table)
+    bench.console.print(table)
 
 
-def print_workers(console: Console, settings: Settings, folder: Path, dataset: str) -> None:
-    table = Table(title="the same batch of 32 crops on one worker and on two: validation over two seeds")
+def print_workers(bench: Bench) -> None:
+    table = Table(title=f"the same batch of 32 crops on one worker and on two: validation, {len(bench.seeds)} seeds")
     for name in ("workers", "MAE", "RMSE", "Spearman", "loss of the last epoch"):
         table.add_column(name, justify="right")
     for num_workers in (1, 2):
         results = [
-            trained(folder, dataset, settings, f"workers{num_workers}-{seed}", num_workers=num_workers, seed=seed)
-            for seed in SEEDS
+            trained(bench, f"workers{num_workers}-{seed}", num_workers=num_workers, seed=seed) for seed in bench.seeds
         ]
         losses = [result.manifest.training.curves["loss"][-1] for result in results]
         span = f"{np.mean(losses):.3f} ({min(losses):.3f}–{max(losses):.3f})"
         table.add_row(str(num_workers), *figures(results, "mae", "rmse", "spearman"), span)
-    console.print(table)
+    bench.console.print(table)
 
 
-def print_resume(console: Console, settings: Settings, folder: Path, dataset: str) -> None:
+def print_resume(bench: Bench) -> None:
     table = Table(title="an undisturbed run, and one whose worker is killed (SIGKILL) in the middle of two epochs")
     for name in ("run", "kills", "MAE", "loss of the last epoch", "steps in MLflow", "of which twice", "digest"):
         table.add_column(name, justify="left" if name == "run" else "right")
     options = {"checkpoint_every_steps": 2, "log_every_steps": 1, "ema": 0.9}
-    client = tracking_client(settings.tracking)
+    client, storage = tracking_client(bench.settings.tracking), str(bench.folder / "train")
     for name, epochs in (("undisturbed", ()), ("killed", (2, 5))):
-        killer = Killer(Checkpoints(str(folder / "train"), name, Storage()), list(epochs))
+        killer = Killer(Checkpoints(storage, name, Storage()), list(epochs))
         killer.start()
-        result = trained(folder, dataset, settings, name, **options)
+        result = trained(bench, name, **options)
         killer.stop.set()
         killer.join()
         steps = [metric.step for metric in client.get_metric_history(result.run_id, "train_loss")]
         training = result.manifest.training
         row = [f"{result.manifest.metrics['mae']:.6f}", f"{training.curves['loss'][-1]:.6f}", str(len(set(steps)))]
         table.add_row(name, str(killer.num_kills), *row, str(len(steps) - len(set(steps))), result.digest[:12])
-    console.print(table)
+    bench.console.print(table)
 
 
 class Killer(threading.Thread):
@@ -215,7 +225,11 @@ COMPARISONS = {"losses": print_losses, "workers": print_workers, "resume": print
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", metavar="WHAT", help="reader (default), losses, workers, resume")
-    chosen = parser.parse_args().what or ["reader"]
+    parser.add_argument("--videos", type=int, default=480, help="drawn videos (480)")
+    parser.add_argument("--epochs", type=int, default=12, help="epochs of each run (12)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds (0 1)")
+    given = parser.parse_args()
+    chosen = given.what or ["reader"]
     if unknown := set(chosen) - {"reader", *COMPARISONS}:
         parser.error(f"no comparison {', '.join(sorted(unknown))}")
     console = Console(width=120)
@@ -224,9 +238,10 @@ def main() -> None:
     if comparisons := [name for name in COMPARISONS if name in chosen]:
         with tempfile.TemporaryDirectory(prefix="facereel-training-") as folder:
             settings = load_settings(None, tracking={"uri": f"sqlite:///{folder}/mlflow.db"})
-            dataset = drawn_dataset(Path(folder), settings)
+            dataset = drawn_dataset(Path(folder), settings, given.videos)
+            bench = Bench(console, settings, Path(folder), dataset, given.epochs, tuple(given.seeds))
             for name in comparisons:
-                COMPARISONS[name](console, settings, Path(folder), dataset)
+                COMPARISONS[name](bench)
 
 
 if __name__ == "__main__":

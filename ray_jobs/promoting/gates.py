@@ -62,7 +62,7 @@ class HardwareGate(_Section):
 
 
 class ContractGate(_Section):
-    """What goes into a scorer and comes out of it: policies of frames and faces, classes, output columns."""
+    """What goes into a scorer: policies of frames and faces. What comes out is the task's, and checked on loading."""
 
     may_change: bool = Field(False, description="A changed contract is meant: the catalog is decoded again for it.")
 
@@ -303,7 +303,7 @@ def judge_contract(gate: ContractGate, now: ScorerManifest, before: ScorerManife
     return [
         Verdict(
             gate="contract",
-            what="changed parts of input and output",
+            what="changed parts of the input",
             figure=float(len(changed)),
             limit=None if gate.may_change else 0.0,
             passed=gate.may_change or not changed,
@@ -318,8 +318,6 @@ def contract_changes(now: ScorerManifest, before: ScorerManifest) -> list[str]:
     for section in ("frame_policy", "face_policy"):
         ours, theirs = (getattr(manifest, section).model_dump() for manifest in (now, before))
         changed += [f"{section}.{name}" for name in ours if ours[name] != theirs[name]]
-    if now.heads != before.heads:
-        changed.append("heads")
     return changed
 
 
