@@ -1,5 +1,7 @@
 """Search a recipe's fields: Ray Tune gives the samples and stops weak trials, each trial is a training of its own."""
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ray.tune.schedulers import ASHAScheduler
 from rich.table import Table
 
-from infra.errors import UserError
+from infra.errors import RunStopped, UserError
 from infra.settings import Settings
 from infra.storage import Storage, join
 from infra.tracking import absolute_uri, experiment_id, tracking_client
@@ -20,7 +22,8 @@ from models.tasks.base import get_task
 from ray_jobs.cluster import connect
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import read_manifest
-from ray_jobs.training.checks import check_dataset
+from ray_jobs.interrupts import Stoppable
+from ray_jobs.training.checks import check_dataset, check_resources
 from ray_jobs.training.config import TrainConfig
 from ray_jobs.training.recipe import Recipe, nested, replaced
 from ray_jobs.training.run import train_trial
@@ -102,25 +105,35 @@ def run_tune(config: TuneConfig, settings: Settings) -> Recipe:
     task, storage = get_task(config.base.task), Storage(settings.storage)
     places = {name: storage.absolute(getattr(config.base, name)) for name in ("dataset", "storage")}
     base = config.base.model_copy(update=places)
+    if base.recipe.weights.endswith(".safetensors"):  # a trial works in a folder of its own
+        weights = {"weights": storage.absolute(base.recipe.weights)}
+        base = base.model_copy(update={"recipe": base.recipe.model_copy(update=weights)})
     check_dataset(base, task, read_manifest(base.dataset, storage))
     tracking = settings.tracking.model_copy(update={"uri": absolute_uri(settings.tracking.uri)})
     settings = settings.model_copy(update={"tracking": tracking})
-    connect(settings.cluster)
+    check_resources(base, connect(settings.cluster))
     client = tracking_client(tracking)
     parent = client.create_run(
         experiment_id(client, tracking), run_name=base.name, tags={"task": task.name}
     ).info.run_id
-    status = RunStatus.FAILED
+    status, stoppable = RunStatus.FAILED, Stoppable()
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would end a search that was stopped as if it were through
     try:
-        results = _tuner(config, base, settings, str(parent)).fit()
+        with stoppable:
+            results = _tuner(config, base, settings, str(parent)).fit()
         status = RunStatus.FINISHED
+    except KeyboardInterrupt:
+        status = RunStatus.KILLED
+        message = f"search {base.name}: stopped; its trials so far are in MLflow, run {parent}"
+        print(f"stopped: {message}", file=sys.stderr, flush=True)
+        raise RunStopped(message, stoppable.exit_code) from None
     finally:
         _end_children(client, tracking_experiment=experiment_id(client, tracking), parent=str(parent))
         client.set_terminated(parent, RunStatus.to_string(status))
     found = [
         (dict(result.metrics), dict(result.config or {}))
         for result in (results[number] for number in range(len(results)))
-        if result.metrics and task.best_metric in result.metrics
+        if result.error is None and result.metrics and task.best_metric in result.metrics
     ]
     if not found:
         errors = "; ".join(dict.fromkeys(str(error).splitlines()[-1] for error in results.errors)) or "no trial ran"

@@ -54,6 +54,7 @@ def mlflow_server(folder: Path, database: str | None = None) -> Iterator[MlflowS
     command += ["--workers", "1", "--backend-store-uri", database or f"sqlite:///{folder}/server.db"]
     command += ["--artifacts-destination", f"s3://{BUCKET}"]
     environment = os.environ | _KEYS | {"MLFLOW_S3_ENDPOINT_URL": endpoint_url, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # nine processes that nobody needs here
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:

@@ -98,7 +98,9 @@ class Attractiveness(Task):
         truth = (index + LOWEST).float()
         log_p = F.log_softmax(logits["score"].float(), dim=1)
         p = log_p.exp()
-        mean = p @ scores
+        mean = (p * scores).sum(
+            dim=1
+        )  # no matrix product: autocast would compute that in bfloat16, steps of half a point
         if kind in ("default", "label_distribution"):
             gaussian = torch.softmax(-0.5 * ((scores - truth[:, None]) / LABEL_STD) ** 2, dim=1)
             per_row = -(gaussian * log_p).sum(dim=1) + (mean - truth).abs()

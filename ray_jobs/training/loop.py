@@ -47,10 +47,18 @@ def train(worker: WorkerConfig) -> None:
         return
     try:
         _Training(worker).run()
-    except (CannotGoOn, UserError) as error:
-        checkpoints.stop(str(error))
+    except (CannotGoOn, UserError, torch.OutOfMemoryError, MemoryError) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):  # outside of a step
+            words = " ".join(str(error).split())[:200]
+            error = CannotGoOn(f"out of memory ({words}): lower batch_size, input_size or the validation split")
+        if str(error):
+            checkpoints.stop(str(error))
+        for _ in range(300):  # the worker that knows what is wrong is about to write it down
+            if checkpoints.stopped() is not None:
+                break
+            time.sleep(0.1)
         if ray.train.get_context().get_world_size() > 1:
-            raise  # other workers may wait for this one: Ray starts them all again, and they find the note
+            raise error from None  # others may wait for this one: Ray starts them all again, and they find the note
 
 
 class _Training:
@@ -182,7 +190,8 @@ class _Training:
                 f"out of memory on {self._device} at epoch {self._epoch}, step {batch.step}, with {len(targets)} crops "
                 f"of {recipe.input_size} pixels on a worker: raise accumulate, or lower batch_size or input_size"
             ) from error
-        nn.utils.clip_grad_norm_(self._network.parameters(), recipe.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self._network.parameters(), recipe.clip_norm)
+        total = total + 0 * norm.detach()  # not finite where a gradient is not
         self._optimizer.step()
         self._schedule.step()
         if self._average is not None:
@@ -224,15 +233,26 @@ class _Training:
             is_bad = is_bad.to(self._device)
             dist.all_reduce(is_bad)
         if is_bad > 0:
-            batch = losses[int((~finite).nonzero()[0]) if not finite.all() else -1][0]
+            if finite.all():
+                raise CannotGoOn("")  # the worker that has it says which batch it was
+            batch = losses[int((~finite).nonzero()[0])][0]
             names = ", ".join(list(dict.fromkeys(self._reader.names(batch.rows)))[:5])
             raise CannotGoOn(
-                f"the loss is not finite at epoch {self._epoch}, step {batch.step} (videos {names}, …): the last "
-                "checkpoint is kept; lower learning_rate, or use precision float32"
+                f"the loss or its gradient is not finite at epoch {self._epoch}, step {batch.step} (videos {names}, "
+                "…): the last checkpoint is kept; lower learning_rate, or use precision float32"
             )
-        return float(values.mean())
+        mean = values.mean()
+        if self._world > 1:
+            mean = mean.to(self._device)
+            dist.all_reduce(mean)
+            mean /= self._world
+        return float(mean)
 
     def _end_epoch(self, figures: dict[str, float]) -> None:
+        if self._world > 1:
+            # Each worker's batch norm has statistics of its own rows; what is validated is what is saved, worker 0's.
+            for buffer in self._validated().buffers():
+                dist.broadcast(buffer, 0)
         logits, targets = validate(
             self._validated(), self._validation, self._worker.input, device=self._device, world=self._world
         )
@@ -309,7 +329,7 @@ class _Training:
         self._epoch, self._step = state["epoch"], state["step"]
         self._loss_sum, self._num_losses = state["loss_sum"], state["num_losses"]
         self._best, self._best_epoch = state["best"], state["best_epoch"]
-        self._curves = state["curves"]
+        self._curves = state.get("curves", {})  # none of a run that an earlier version began
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -11,7 +11,7 @@ from models.transforms import AugmentConfig
 class Recipe(BaseModel):
     """How a scorer is trained; the resolved values are logged with the run and stand in the scorer's manifest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     backbone: str = Field("resnet18", description="torchvision's name of the backbone.")
     weights: str = Field(
@@ -57,7 +57,7 @@ class Recipe(BaseModel):
     balance_by: str | None = Field(None, description="The label whose classes per_class means; a task's only one.")
     patience: int | None = Field(None, ge=1, description="Epochs without a better one after which training ends.")
     augmentation: AugmentConfig = Field(default=AugmentConfig(), description="How training crops are varied.")
-    seed: int = Field(0, description="Seed of weights, order and augmentation.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of weights, order and augmentation.")
 
     def flat(self) -> dict[str, str | bool | int | float]:
         """Every field that is set, those of the augmentation as ``augmentation.FIELD``."""

@@ -92,7 +92,7 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
         resources = connect(settings.cluster)
         check_resources(config, resources)
         if record.mlflow_run_id is None:
-            run_id = _start_mlflow_run(client, tracking, config, task, dataset, balance, storage)
+            run_id = _start_mlflow_run(client, tracking, config, task)
             record = record.model_copy(update={"mlflow_run_id": run_id})
             _write_record(config, record, storage)
         assert record.mlflow_run_id is not None
@@ -100,13 +100,18 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
         client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         status, stoppable = RunStatus.FAILED, Stoppable()
         try:
-            with EpochLines(client, run_id, config, task), stoppable:
-                _fit(config, task, dataset, balance, storage, tracking, run_id)
-            directory = Path(folder) / "scorer"
-            manifest = _build_scorer(directory, config, task, dataset, storage)
-            version = registry.register(client, directory, run_id=run_id)
-            digest = load_scorer(directory).digest
-            _write_record(config, record.model_copy(update={"version": str(version.version)}), storage)
+            with stoppable:
+                if not client.get_run(run_id).data.params:
+                    _describe(client, run_id, config, dataset, balance, storage)
+                with EpochLines(client, run_id, config, task):
+                    _fit(config, task, dataset, balance, storage, tracking, run_id)
+                directory = Path(folder) / "scorer"
+                manifest = _build_scorer(directory, config, task, dataset, storage)
+                digest = load_scorer(directory).digest
+                version = _registered_already(client, task, run_id, digest)
+                if version is None:
+                    version = str(registry.register(client, directory, run_id=run_id).version)
+                _write_record(config, record.model_copy(update={"version": version}), storage)
             status = RunStatus.FINISHED
         except KeyboardInterrupt:
             status = RunStatus.KILLED
@@ -115,7 +120,7 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
             raise RunStopped(message, stoppable.exit_code) from None
         finally:
             client.set_terminated(run_id, RunStatus.to_string(status))
-    return TrainResult(str(version.version), digest, run_id, manifest)
+    return TrainResult(version, digest, run_id, manifest)
 
 
 def train_trial(config: TrainConfig, settings: Settings, parent: str) -> None:
@@ -128,7 +133,8 @@ def train_trial(config: TrainConfig, settings: Settings, parent: str) -> None:
     balance = _balance(config, task, dataset)
     client = tracking_client(settings.tracking)
     config = _with_starting_weights(config, task, client, storage)
-    run_id = _start_mlflow_run(client, settings.tracking, config, task, dataset, balance, storage, parent=parent)
+    run_id = _start_mlflow_run(client, settings.tracking, config, task, parent=parent)
+    _describe(client, run_id, config, dataset, balance, storage)
     status = RunStatus.FAILED
     try:
         _fit(config, task, dataset, balance, storage, settings.tracking, run_id, callbacks=[TuneReportCallback()])
@@ -152,26 +158,42 @@ def _start_mlflow_run(
     tracking: TrackingSettings,
     config: TrainConfig,
     task: Task,
-    dataset: DatasetManifest,
-    balance: Balance | None,
-    storage: Storage,
     *,
     parent: str | None = None,
 ) -> str:
+    """An MLflow run; what it is about follows in `_describe`, when the run's record can find it again."""
     tags = {"task": task.name, "code_version": code_version()}
     if parent is not None:
         tags["mlflow.parentRunId"] = parent
     run = client.create_run(experiment_id(client, tracking), run_name=config.name, tags=tags)
-    run_id = str(run.info.run_id)
+    return str(run.info.run_id)
+
+
+def _registered_already(client: MlflowClient, task: Task, run_id: str, digest: str) -> str | None:
+    """The version of a run that was killed between registering and noting it."""
+    for version in registry.versions(client, task.name):
+        if version.run_id == run_id and version.tags.get("digest") == digest:
+            return str(version.version)
+    return None
+
+
+def _describe(
+    client: MlflowClient,
+    run_id: str,
+    config: TrainConfig,
+    dataset: DatasetManifest,
+    balance: Balance | None,
+    storage: Storage,
+) -> None:
+    """The run's artifacts about its dataset, then its parameters: who has these has all."""
     params = config.recipe.flat() | config.model_dump(mode="json", include={"dataset", "num_workers", "use_gpu"})
     params["dataset_fingerprint"] = dataset.fingerprint
-    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in params.items()])
     client.log_text(run_id, storage.read_all(join(config.dataset, MANIFEST)).decode(), f"dataset/{MANIFEST}")
     card = dataset_card(config.dataset, dataset, storage, balance)
     client.log_text(run_id, card, f"dataset/{CARD}")
     people = read_people(config.dataset, dataset, storage) | _people_of_start(config, storage)
     client.log_text(run_id, "\n".join(sorted(people)), f"dataset/{PEOPLE}")
-    return run_id
+    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in params.items()])
 
 
 def _with_starting_weights(config: TrainConfig, task: Task, client: MlflowClient, storage: Storage) -> TrainConfig:
@@ -255,6 +277,8 @@ def _fit(
     try:
         trainer.fit()
     except ray.train.WorkerGroupError as error:
+        if (why := checkpoints.stopped()) is not None:
+            raise UserError(f"run {config.name}: {why}") from error
         if stopped_for_memory(error):
             raise UserError(
                 f"run {config.name}: Ray stopped a worker because its node ran out of memory: lower batch_size, "
@@ -369,7 +393,7 @@ def _build_scorer(
             num_train_rows=dataset.num_crops["train"],
             num_val_rows=len(targets),
             recipe=config.recipe.flat() | {"num_workers": config.num_workers},
-            curves={name: tuple(values) for name, values in last["curves"].items()},
+            curves={name: tuple(values) for name, values in last.get("curves", {}).items()},
         ),
     )
     save_scorer(directory, network, manifest)

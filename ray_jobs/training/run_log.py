@@ -30,9 +30,7 @@ class RunLog:
     def __enter__(self) -> Self:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self._monitor = SystemMetricsMonitor(
-            self._run_id, resume_logging=self._told_step >= 0, tracking_uri=self._client.tracking_uri
-        )
+        self._monitor = SystemMetricsMonitor(self._run_id, resume_logging=True, tracking_uri=self._client.tracking_uri)
         self._monitor.start()
         return self
 

@@ -448,3 +448,13 @@ def test_attractiveness_loss_forgives_a_near_miss_more_than_a_far_one():
     targets = torch.tensor([[20]])
     losses = [task.loss({"score": 8.0 * torch.eye(40)[[k]]}, targets).item() for k in (20, 21, 25, 39)]
     assert losses == sorted(losses)
+
+
+@pytest.mark.parametrize("kind", ["label_distribution", "mean_variance", "cross_entropy"])
+def test_a_loss_under_autocast_is_computed_in_full_precision(kind: str) -> None:
+    task = get_task("attractiveness")
+    logits = {"score": 3 * torch.randn(64, 40, generator=torch.Generator().manual_seed(0))}
+    targets = torch.arange(64)[:, None] % 40
+    exact = task.loss(logits, targets, kind=kind)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert task.loss(logits, targets, kind=kind).item() == pytest.approx(exact.item(), rel=1e-6)
