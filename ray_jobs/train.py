@@ -46,6 +46,12 @@ def train(
         int, typer.Option(min=1, help="CPUs of each worker: without a GPU, the threads that compute.")
     ] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU per worker.")] = False,
+    checkpoint_every_steps: Annotated[
+        int, typer.Option(min=1, help="Steps after which a checkpoint is written within an epoch.")
+    ] = 500,
+    resident_bytes: Annotated[
+        int, typer.Option(min=0, help="Decoded crops up to this size are kept in a worker's memory; else streamed.")
+    ] = 4 << 30,
     promote: Annotated[
         bool, typer.Option("--promote", help="Make the new version the champion, where there is none yet.")
     ] = False,
@@ -87,6 +93,8 @@ def train(
         min_workers=least,
         cpus_per_worker=cpus_per_worker,
         use_gpu=gpu,
+        checkpoint_every_steps=checkpoint_every_steps,
+        resident_bytes=resident_bytes,
     )
     if promote:
         seen = promotion.look(tracking_client(settings.tracking), run.task)
