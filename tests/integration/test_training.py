@@ -120,6 +120,7 @@ def test_a_balanced_run_says_what_it_was_trained_on(world: World, dataset: tuple
     assert {file.path for file in client.list_artifacts(found.run_id, "dataset")} == {
         "dataset/card.html",
         "dataset/dataset.json",
+        "dataset/people.txt",
     }
 
 
