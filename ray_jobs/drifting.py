@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
 import numpy as np
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
 from infra.errors import UserError
@@ -19,6 +17,7 @@ from infra.storage import Storage, join
 from infra.tables import DeltaStore
 from models.tasks.base import Task, get_task
 from ray_jobs.console import console
+from ray_jobs.limits_file import read_limits_file
 from ray_jobs.reports.drift import drift_page
 from ray_jobs.score_table import QUARANTINE, score_table
 from ray_jobs.shift import Shift, class_shift, numeric_shift
@@ -117,15 +116,7 @@ def read_limits(path: str | None) -> DriftLimits:
     Raises:
         UserError: Names the field that is wrong.
     """
-    if path is None:
-        return DriftLimits()
-    try:
-        return DriftLimits.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: the limits cannot be read: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from error
+    return read_limits_file(path, DriftLimits, "limits")
 
 
 def measure_drift(config: DriftConfig, storage: Storage) -> Drift:

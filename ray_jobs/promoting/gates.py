@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, field_validator
 
 from infra.errors import UserError
 from models.evaluation import Evaluation
 from models.scorer import ScorerManifest
 from ray_jobs.evaluating import Compared
+from ray_jobs.limits_file import read_limits_file
 from ray_jobs.promoting.hardware import Cost
 from ray_jobs.promoting.shadow import MIN_SLICE, Shadow
 
@@ -126,17 +125,7 @@ def read_gates(path: str | None) -> Gates:
     Raises:
         UserError: Names the field that is wrong.
     """
-    if path is None:
-        return Gates()
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return Gates.model_validate({} if values is None else values)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: the gates cannot be read: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{path}: {field}: {first['msg']}") from error
+    return read_limits_file(path, Gates, "gates")
 
 
 def judge_quality(gate: QualityGate, found: Compared) -> list[Verdict]:
