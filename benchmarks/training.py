@@ -5,8 +5,8 @@
     python -m benchmarks.training workers              one worker and two with the same global batch
     python -m benchmarks.training resume               an undisturbed run and one whose worker is killed twice
 
-The last three train by the demo's recipe (--videos, --epochs, --seeds); figures are the mean and the range over seeds
-of the best epoch's validation errors, in points.
+The last three train by the demo's recipe (--videos, --epochs, --seeds, --losses); figures are the mean and the range
+over seeds of the best epoch's validation errors, in points.
 """
 
 import argparse
@@ -61,6 +61,7 @@ class Bench:
     dataset: str
     epochs: int
     seeds: tuple[int, ...]
+    losses: tuple[str, ...]
 
 
 def part(folder: Path) -> str:
@@ -157,7 +158,7 @@ def print_losses(bench: Bench) -> None:
     table = Table(title=f"attractiveness on drawn videos by loss: validation errors, points, {len(bench.seeds)} seeds")
     for name in ("loss", "MAE of the mean", "of the median", "of the likeliest", "best constant"):
         table.add_column(name, justify="left" if name == "loss" else "right")
-    for loss in get_task("attractiveness").losses:
+    for loss in bench.losses:
         results = [trained(bench, f"{loss}-{seed}", loss=loss, seed=seed) for seed in bench.seeds]
         constant = results[0].manifest.baseline_metrics["mae"]
         table.add_row(loss, *figures(results, "mae", "mae_median", "mae_argmax"), f"{constant:.2f}")
@@ -228,6 +229,8 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=480, help="drawn videos (480)")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of each run (12)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds (0 1)")
+    losses = get_task("attractiveness").losses
+    parser.add_argument("--losses", nargs="+", default=losses, choices=losses, metavar="LOSS", help="losses (all)")
     given = parser.parse_args()
     chosen = given.what or ["reader"]
     if unknown := set(chosen) - {"reader", *COMPARISONS}:
@@ -239,7 +242,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="facereel-training-") as folder:
             settings = load_settings(None, tracking={"uri": f"sqlite:///{folder}/mlflow.db"})
             dataset = drawn_dataset(Path(folder), settings, given.videos)
-            bench = Bench(console, settings, Path(folder), dataset, given.epochs, tuple(given.seeds))
+            bench = Bench(
+                console, settings, Path(folder), dataset, given.epochs, tuple(given.seeds), tuple(given.losses)
+            )
             for name in comparisons:
                 COMPARISONS[name](bench)
 
