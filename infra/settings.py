@@ -1,5 +1,6 @@
 """Where facereel runs: storage, tracking and cluster settings from arguments, environment and a YAML file."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,6 +80,58 @@ class ClusterSettings(_Section):
     )
 
 
+class ServingSettings(_Section):
+    """What the service answers, with which scorers, and what a request may cost."""
+
+    tasks: tuple[str, ...] = Field((), description="tasks to answer; empty: every task with a champion")
+    device: str = Field("auto", description="device of the scorers: auto, cpu, cuda")
+    poll_s: float = Field(10.0, gt=0, description="seconds between looks at the registry for another champion")
+    challenger_share: float = Field(
+        0.0, ge=0, le=1, description="share of requests that the challenger answers (canary), where there is one"
+    )
+    shadow_share: float = Field(
+        0.0, ge=0, le=1, description="share of requests that the challenger sees too, its answer only logged"
+    )
+    max_batch_faces: int = Field(64, ge=1, description="most faces that go through a network at once")
+    batch_wait_s: float = Field(
+        0.0, ge=0, le=1, description="wait for further faces before a batch; 0: only what came during the batch before"
+    )
+    num_replicas: int = Field(1, ge=1, description="replicas that hold the scorers, at least")
+    max_replicas: int = Field(1, ge=1, description="replicas at most; more than num_replicas: scaled by load")
+    num_cpus: float = Field(1.0, ge=0, description="CPUs of each replica")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs of each replica; a part (0.25) shares one")
+    num_decoders: int = Field(1, ge=0, description="replicas that decode videos, one CPU each; 0: the scorers' decode")
+    max_decoders: int = Field(1, ge=0, description="replicas that decode videos, at most")
+    max_running: int = Field(16, ge=1, description="requests that a replica works on at once")
+    max_waiting: int = Field(32, ge=0, description="requests that wait in a replica; beyond: 429 at once")
+    retry_after_s: int = Field(1, ge=1, description="what a refused client is told to wait, seconds")
+    max_image_bytes: int = Field(20 << 20, ge=1, description="largest image, bytes")
+    max_video_bytes: int = Field(200 << 20, ge=1, description="largest video in a request, bytes")
+    max_pixels: int = Field(50_000_000, ge=1, description="most pixels in a picture, width × height")
+    max_duration_s: float = Field(600.0, gt=0, description="longest video, seconds")
+    max_frames: int = Field(64, ge=1, description="most frames that a scorer's frame policy may want of a video")
+    max_body_s: float = Field(30.0, gt=0, description="longest time for a request's body to arrive, seconds")
+    max_request_s: float = Field(60.0, gt=0, description="longest time for an answer, seconds")
+    buckets: tuple[str, ...] = Field(
+        (), description="prefixes (s3://bucket/prefix, a folder) that requests may name objects in; empty: none"
+    )
+    batches: str | None = Field(None, description="folder or s3:// prefix of batches and their results; unset: none")
+    dashboard: str | None = Field(None, description="address of Ray's job API for batches; unset: this cluster's own")
+    api_keys: Path | None = Field(
+        None, description="file of hashed API keys (python -m serve keys add NAME); needed beyond loopback"
+    )
+    rate: str = Field("600/minute", description="requests that a key may make, as 10/second or 600/minute")
+    max_batch_videos: int = Field(100_000, ge=1, description="most videos in the list of a batch request")
+
+    @model_validator(mode="after")
+    def _check_numbers(self) -> "ServingSettings":
+        if self.max_replicas < self.num_replicas:
+            raise ValueError(f"max_replicas={self.max_replicas} is less than num_replicas={self.num_replicas}")
+        if self.max_decoders < self.num_decoders:
+            raise ValueError(f"max_decoders={self.max_decoders} is less than num_decoders={self.num_decoders}")
+        return self
+
+
 class Settings(BaseSettings):
     """The settings tree; build it with `load_settings`.
 
@@ -99,6 +152,7 @@ class Settings(BaseSettings):
     storage: StorageSettings = Field(default_factory=lambda: StorageSettings(), description="object storage")
     tracking: TrackingSettings = Field(default_factory=lambda: TrackingSettings(), description="MLflow")
     cluster: ClusterSettings = Field(default_factory=lambda: ClusterSettings(), description="Ray")
+    serving: ServingSettings = Field(default_factory=lambda: ServingSettings(), description="the service")
 
     @classmethod
     def settings_customise_sources(
@@ -120,9 +174,8 @@ class Settings(BaseSettings):
         for section, fields in self.model_dump(exclude={"config"}).items():
             for key, value in fields.items():
                 plain = value.get_secret_value() if isinstance(value, SecretStr) else value
-                variables[f"{ENV_PREFIX}{section}{ENV_DELIMITER}{key}".upper()] = (
-                    ENV_NONE if plain is None else str(plain)
-                )
+                text = json.dumps(plain) if isinstance(plain, tuple) else str(plain)
+                variables[f"{ENV_PREFIX}{section}{ENV_DELIMITER}{key}".upper()] = ENV_NONE if plain is None else text
         return variables
 
 

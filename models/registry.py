@@ -4,6 +4,7 @@ import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import mlflow.artifacts
 from mlflow.entities.model_registry import ModelVersion
@@ -15,7 +16,10 @@ from infra.tracking import shown_uri
 from models.scorer import CARD_FILE, MANIFEST_FILE, Scorer, load_scorer
 from models.tasks.base import task_names
 
-ALIASES = CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+CHAMPION: Final = "champion"
+CHALLENGER: Final = "challenger"
+PREVIOUS: Final = "previous"
+ALIASES = (CHAMPION, CHALLENGER, PREVIOUS)
 _REGISTRY_URI = re.compile(r"^models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))$")
 
 

@@ -19,7 +19,7 @@ from pydantic import SecretStr, ValidationError
 from infra.errors import TypedError
 from infra.settings import StorageSettings
 from infra.storage import ObjectStat, Storage
-from models.video.errors import DecoderCrashed, DecodeTimeout, OutOfMemory
+from models.video.errors import Corrupt, DecoderCrashed, DecodeTimeout, OutOfMemory
 from models.video.frames import Frame, SampledFrames
 from models.video.limits import DecodeLimits
 from models.video.sampling import FramePolicy
@@ -44,6 +44,12 @@ class Decoded(NamedTuple):
     stat: ObjectStat
     fetched_bytes: int
     sha256: str | None
+
+    def refuse_if_all_damaged(self) -> None:
+        """Raise `Corrupt` where not one of the wanted frames is whole."""
+        frames = self.sampled.frames
+        if frames and all(frame.damaged for frame in frames):
+            raise Corrupt(f"{self.stat.uri}: all {len(frames)} wanted frames are damaged")
 
 
 class DecodeSandbox:
@@ -81,6 +87,11 @@ class DecodeSandbox:
         """Start the child now, so that the first video does not wait for it."""
         with self._lock:
             self._running()
+
+    def interrupt(self) -> None:
+        """Kill the child in the middle of what it does, from any thread: that `decode` raises `DecoderCrashed`."""
+        if (child := self._child) is not None:
+            child.kill()
 
     def close(self) -> None:
         """End the child."""
@@ -253,4 +264,6 @@ def _sampled(answer: Answer, pixels: bytearray, policy: FramePolicy, uri: str) -
         pts_s = math.nan if header.pts_s is None else header.pts_s
         frames.append(Frame(rgb, header.index, pts_s, header.damaged, header.shift))
         offset += header.num_bytes
-    return SampledFrames(tuple(frames), answer.width, answer.height, answer.duration_s, answer.codec)
+    return SampledFrames(
+        tuple(frames), answer.width, answer.height, answer.duration_s, answer.codec, is_still=answer.is_still
+    )

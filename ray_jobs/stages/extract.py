@@ -17,7 +17,7 @@ from infra.storage import ObjectChanged
 from models.faces.detect import FaceDetector, build_detector
 from models.faces.extract import FaceCrops, extract_faces
 from models.faces.policy import FacePolicy
-from models.video.errors import Corrupt, DecoderCrashed, OutOfMemory
+from models.video.errors import DecoderCrashed, OutOfMemory
 from models.video.limits import DecodeLimits
 from models.video.sampling import FramePolicy
 from models.video.sandbox import Decoded, DecodeSandbox
@@ -129,9 +129,7 @@ class Extractor:
             with_digest=config.with_digest,
             sha256=expected,
         )
-        frames = decoded.sampled.frames
-        if frames and all(frame.damaged for frame in frames):
-            raise Corrupt(f"{uri}: all {len(frames)} wanted frames are damaged")
+        decoded.refuse_if_all_damaged()
         return decoded
 
     @staticmethod

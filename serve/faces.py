@@ -1,0 +1,185 @@
+"""From a picture's or a video's bytes to face crops: decoding children and detectors, as many at once as there are."""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.errors import TypedError
+from infra.settings import ServingSettings, StorageSettings
+from infra.storage import Storage
+from models.faces.detect import FaceDetector, build_detector
+from models.faces.extract import FaceCrops, extract_faces
+from models.faces.policy import FacePolicy
+from models.video.limits import DecodeLimits
+from models.video.sampling import FramePolicy
+from models.video.sandbox import Decoded, DecodeSandbox
+from serve.problems import Problem, of_typed
+from serve.uploads import Source
+
+# Uploads wait here for the decoder's process; in memory where the system has such a folder.
+_SPOOL = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """What decides the crops of a scorer."""
+
+    frames: FramePolicy
+    faces: FacePolicy
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extracted:
+    """The faces of one picture or video under one pair of policies.
+
+    Attributes:
+        crops: the faces.
+        width: of the upright source, pixels.
+        height: of the upright source, pixels.
+        scale: source pixels a pixel of the frames that the faces were found in.
+        num_frames: frames that were looked at.
+        duration_s: seconds; None of an image, or where the container says nothing.
+        codec: FFmpeg's name.
+        is_still: it is an image.
+    """
+
+    crops: FaceCrops
+    width: int
+    height: int
+    scale: float
+    num_frames: int
+    duration_s: float | None
+    codec: str
+    is_still: bool
+
+
+class FaceReader:
+    """Decodes and detects, ``num_children`` sources at once; further ones wait.
+
+    Args:
+        storage: how objects are reached.
+        serving: the limits of a request.
+        num_children: decoding processes.
+        device: of the detectors.
+    """
+
+    def __init__(
+        self, storage: StorageSettings, serving: ServingSettings, *, num_children: int, device: str = "cpu"
+    ) -> None:
+        self._storage = Storage(storage)
+        self._serving = serving
+        self._device = device
+        self._sandboxes = [DecodeSandbox(storage) for _ in range(num_children)]
+        self._free: asyncio.Queue[DecodeSandbox] = asyncio.Queue()
+        self._threads = ThreadPoolExecutor(num_children, thread_name_prefix="faces")
+        self._detectors: dict[FacePolicy, FaceDetector] = {}
+        for sandbox in self._sandboxes:
+            sandbox.start()
+            self._free.put_nowait(sandbox)
+
+    def prepare(self, policies: Policies) -> None:
+        """Load what the policies need, so that the first request does not wait for it."""
+        if policies.faces not in self._detectors:
+            self._detectors[policies.faces] = build_detector(policies.faces, device=self._device)
+
+    async def read(self, source: Source, wanted: tuple[Policies, ...]) -> dict[Policies, Extracted]:
+        """The faces of the source under each pair of policies; it is decoded once for all that share their frames.
+
+        Cancelled, it ends the decoder's process.
+
+        Raises:
+            Problem: The source is refused, broken, or takes too long.
+        """
+        async with self._sandbox() as sandbox:
+            future = asyncio.get_running_loop().run_in_executor(self._threads, self._read, sandbox, source, wanted)
+            try:
+                return await asyncio.shield(future)
+            except asyncio.CancelledError:
+                sandbox.interrupt()
+                with suppress(Exception):
+                    await asyncio.shield(future)  # the thread ends before its sandbox is another's
+                raise
+
+    def check(self) -> None:
+        """Raise where a free decoder's process cannot be started any more."""
+        if not self._free.empty():
+            sandbox = self._free.get_nowait()
+            try:
+                sandbox.start()
+            finally:
+                self._free.put_nowait(sandbox)
+
+    def close(self) -> None:
+        """End the decoding processes."""
+        for sandbox in self._sandboxes:
+            sandbox.interrupt()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for sandbox in self._sandboxes:
+            sandbox.close()
+
+    @asynccontextmanager
+    async def _sandbox(self) -> AsyncIterator[DecodeSandbox]:
+        sandbox = await self._free.get()
+        try:
+            yield sandbox
+        finally:
+            self._free.put_nowait(sandbox)
+
+    def _read(self, sandbox: DecodeSandbox, source: Source, wanted: tuple[Policies, ...]) -> dict[Policies, Extracted]:
+        if source.uri is not None:
+            return self._read_uri(sandbox, source, source.uri, wanted)
+        assert source.data is not None
+        with tempfile.NamedTemporaryFile(prefix="facereel-upload-", dir=_SPOOL) as file:
+            Path(file.name).write_bytes(source.data)
+            return self._read_uri(sandbox, source, file.name, wanted)
+
+    def _read_uri(
+        self, sandbox: DecodeSandbox, source: Source, uri: str, wanted: tuple[Policies, ...]
+    ) -> dict[Policies, Extracted]:
+        decoded: dict[FramePolicy, Decoded] = {}
+        found = {}
+        for policies in wanted:
+            self.prepare(policies)
+            if policies.frames not in decoded:
+                decoded[policies.frames] = self._decode(sandbox, source, uri, policies.frames)
+            sampled = decoded[policies.frames].sampled
+            crops = extract_faces(sampled.frames, policies.faces, self._detectors[policies.faces])
+            scale = sampled.width / sampled.frames[0].rgb.shape[1] if sampled.frames else 1.0
+            found[policies] = Extracted(
+                crops=crops,
+                width=sampled.width,
+                height=sampled.height,
+                scale=scale,
+                num_frames=len(sampled.frames),
+                duration_s=sampled.duration_s,
+                codec=sampled.codec,
+                is_still=sampled.is_still,
+            )
+        return found
+
+    def _decode(self, sandbox: DecodeSandbox, source: Source, uri: str, policy: FramePolicy) -> Decoded:
+        serving = self._serving
+        if len(policy.wanted()) > serving.max_frames:
+            raise Problem(
+                422,
+                "too_many_frames",
+                f"the scorer wants {len(policy.wanted())} frames, the service {serving.max_frames}",
+            )
+        limits = DecodeLimits(
+            max_file_bytes=max(serving.max_image_bytes, serving.max_video_bytes),
+            max_pixels=serving.max_pixels,
+            max_duration_s=serving.max_duration_s,
+            max_cpu_s=serving.max_request_s,
+            max_wall_s=serving.max_request_s,
+        )
+        try:
+            decoded = sandbox.decode(uri, policy, limits)
+            decoded.refuse_if_all_damaged()
+        except TypedError as error:
+            raise of_typed(error, source.name) from error
+        return decoded
