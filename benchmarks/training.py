@@ -1,6 +1,7 @@
 """Training, measured side by side: the reader's cost, losses, numbers of workers, and a run that is killed.
 
     python -m benchmarks.training                      steps on the real reader against one batch over and over
+    python -m benchmarks.training --device cuda        the same on a GPU, as the recipe attractiveness-best runs there
     python -m benchmarks.training losses               attractiveness by loss, unseen creators
     python -m benchmarks.training workers              one worker and two with the same global batch
     python -m benchmarks.training resume               an undisturbed run and one whose worker is killed twice
@@ -46,8 +47,7 @@ from ray_jobs.training.reader import Batch, CropReader
 from ray_jobs.training.recipe import Recipe, resolve_recipe
 from ray_jobs.training.run import TrainResult, run_train
 
-NUM_CROPS, BATCH = 2_000, 32
-STEPS, WARM_UP, ROUNDS = 15, 3, 7
+NUM_CROPS, STEPS, WARM_UP, ROUNDS = 2_000, 15, 3, 7
 NUM_FRAMES = 30
 
 
@@ -76,40 +76,63 @@ def part(folder: Path) -> str:
     return str(folder / "train-00000.parquet")
 
 
-def steps_per_s(batches: Iterator[Batch]) -> tuple[float, float]:
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step of the reader's comparison computes."""
+
+    device: str
+    backbone: str
+    size: int
+    batch: int
+
+
+STEP_OF = {"cpu": Step("cpu", "resnet18", 64, 32), "cuda": Step("cuda", "resnet50", 224, 64)}
+
+
+def steps_per_s(batches: Iterator[Batch], kind: Step) -> tuple[float, float]:
     """Optimizer steps a second on these batches after a few to warm up, and the share of the time that they waited."""
-    task, recipe = get_task("attractiveness"), Recipe(input_size=64)
-    network = build_network("resnet18", task.heads)
+    task, recipe = get_task("attractiveness"), Recipe(input_size=kind.size)
+    network = build_network(kind.backbone, task.heads).to(kind.device)
+    if kind.device == "cuda":
+        network = network.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, recipe)
     start = waited = 0.0
     for step in range(STEPS + WARM_UP):
         if step == WARM_UP:
+            if kind.device == "cuda":
+                torch.cuda.synchronize()
             start, waited = time.perf_counter(), 0.0
         before = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - before
-        images = to_training_input(
-            batch.crops, InputConfig(size=64), AugmentConfig(), torch.Generator().manual_seed(step)
-        )
+        crops = batch.crops.to(kind.device, non_blocking=True)
+        generator = torch.Generator().manual_seed(step)
+        images = to_training_input(crops, InputConfig(size=kind.size), AugmentConfig(), generator)
         optimizer.zero_grad(set_to_none=True)
-        task.loss(network(images), batch.targets).backward()
+        with torch.autocast(kind.device, dtype=torch.bfloat16, enabled=kind.device == "cuda"):
+            logits = network(images)
+        task.loss(logits, batch.targets.to(kind.device, non_blocking=True)).backward()
         optimizer.step()
+    if kind.device == "cuda":
+        torch.cuda.synchronize()
     taken = time.perf_counter() - start
     return STEPS / taken, waited / taken
 
 
-def print_reader(console: Console) -> None:
+def print_reader(console: Console, kind: Step) -> None:
     """Each source in turn, several times: the machine's own swings fall on all alike."""
-    torch.set_num_threads(1)
+    if kind.device == "cpu":
+        torch.set_num_threads(1)
     table = Table(
-        title=f"steps a second: ResNet-18, 64 pixels, 32 crops of 256 pixels a step; medians of {ROUNDS} rounds"
+        title=f"steps a second on {kind.device}: {kind.backbone}, {kind.size} pixels, {kind.batch} crops of 256 pixels "
+        f"a step; medians of {ROUNDS} rounds"
     )
     for name in ("batches from", "steps/s", "of one batch", "of the time waited"):
         table.add_column(name, justify="left" if name == "batches from" else "right")
     rates: dict[str, list[tuple[float, float]]] = {"one batch, again and again": [], "memory": [], "streamed files": []}
     with tempfile.TemporaryDirectory() as folder:
         uri = part(Path(folder))
-        options = {"batch_size": BATCH, "rank": 0, "world": 1, "seed": 0}
+        options = {"batch_size": kind.batch, "rank": 0, "world": 1, "seed": 0}
         memory, files = (
             CropReader([uri], Storage(), get_task("attractiveness"), None, resident=resident, **options)
             for resident in (True, False)
@@ -118,7 +141,7 @@ def print_reader(console: Console) -> None:
         for epoch in range(ROUNDS):
             sources = (repeat(one), memory.epoch(epoch), files.epoch(epoch))
             for found, batches in zip(rates.values(), sources, strict=True):
-                found.append(steps_per_s(batches))
+                found.append(steps_per_s(batches, kind))
     # Ratios within a round: the machine's swings fall on its three sources alike.
     alone = [rate for rate, _ in rates["one batch, again and again"]]
     for name, found in rates.items():
@@ -229,6 +252,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=480, help="drawn videos (480)")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of each run (12)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds (0 1)")
+    parser.add_argument("--device", choices=list(STEP_OF), default="cpu", help="of the reader's comparison (cpu)")
     losses = get_task("attractiveness").losses
     parser.add_argument("--losses", nargs="+", default=losses, choices=losses, metavar="LOSS", help="losses (all)")
     given = parser.parse_args()
@@ -237,7 +261,7 @@ def main() -> None:
         parser.error(f"no comparison {', '.join(sorted(unknown))}")
     console = Console(width=120)
     if "reader" in chosen:
-        print_reader(console)
+        print_reader(console, STEP_OF[given.device])
     if comparisons := [name for name in COMPARISONS if name in chosen]:
         with tempfile.TemporaryDirectory(prefix="facereel-training-") as folder:
             settings = load_settings(None, tracking={"uri": f"sqlite:///{folder}/mlflow.db"})

@@ -45,7 +45,6 @@ class Extracted:
         num_frames: frames that were looked at.
         duration_s: seconds; None of an image, or where the container says nothing.
         codec: FFmpeg's name.
-        is_still: it is an image.
     """
 
     crops: FaceCrops
@@ -55,7 +54,6 @@ class Extracted:
     num_frames: int
     duration_s: float | None
     codec: str
-    is_still: bool
 
 
 class FaceReader:
@@ -158,7 +156,6 @@ class FaceReader:
                 num_frames=len(sampled.frames),
                 duration_s=sampled.duration_s,
                 codec=sampled.codec,
-                is_still=sampled.is_still,
             )
         return found
 

@@ -1,6 +1,7 @@
 """One request from its source to its answer: admission, faces, batches through the scorers, and what is said of it."""
 
 import asyncio
+import io
 import math
 import time
 import zlib
@@ -17,13 +18,14 @@ from infra.storage import Storage
 from models.faces.extract import FaceCrops
 from models.predictor import Crops, VideoPrediction
 from models.registry import CHALLENGER, CHAMPION
+from models.video.stills import is_still
 from serve.admission import Admission
 from serve.faces import Extracted, Policies
 from serve.following import Following, LiveScorer, Role
 from serve.problems import Problem, of_typed
 from serve.schemas import Abstention, Face, Model, Quality, ScoreAnswer, TaskAnswer, Timing, Value
 from serve.telemetry import log, metrics
-from serve.uploads import Source, check_size
+from serve.uploads import HEAD_BYTES, Source, first_bytes
 
 Kind = Literal["image", "video"]
 
@@ -135,11 +137,10 @@ class Engine:
         max_bytes = serving.max_image_bytes if kind == "image" else serving.max_video_bytes
         try:
             async with asyncio.timeout(serving.max_request_s):
-                await self._check_size(source, max_bytes, kind)
+                await self._check(source, max_bytes, kind)
                 wanted = tuple(dict.fromkeys(scorer.policies for scorer in live))
                 extracted = await self._faces[kind].read(source, wanted)
                 some = next(iter(extracted.values()))
-                _check_kind(some, kind, source)
                 read_at = time.perf_counter()
                 predictions = await asyncio.gather(
                     *(self.predict(scorer, extracted[scorer.policies].crops.crops) for scorer in live)
@@ -250,13 +251,20 @@ class Engine:
             },
         )
 
-    async def _check_size(self, source: Source, max_bytes: int, kind: Kind) -> None:
-        if source.uri is None:
+    async def _check(self, source: Source, max_bytes: int, kind: Kind) -> None:
+        """Refuse what is too large, or of the other kind, before a decoder is asked for."""
+        head = source.data
+        if source.uri is not None:
+            try:
+                head = await asyncio.to_thread(first_bytes, source.uri, self._storage, max_bytes, kind)
+            except TypedError as error:
+                raise of_typed(error, source.name) from error
+        assert head is not None
+        if is_still(io.BytesIO(head[:HEAD_BYTES])) == (kind == "image"):
             return
-        try:
-            await asyncio.to_thread(check_size, source, self._storage, max_bytes, kind)
-        except TypedError as error:
-            raise of_typed(error, source.name) from error
+        if kind == "image":
+            raise Problem(415, "not_an_image", f"{source.name}: no JPEG, PNG or WebP; a video is for /v1/videos:score")
+        raise Problem(415, "not_a_video", f"{source.name}: a picture, which is for /v1/images:score")
 
     @staticmethod
     def _all_tasks() -> tuple[str, ...]:
@@ -341,17 +349,6 @@ def _values(columns: dict[str, Any]) -> dict[str, Value]:
 
 def _only(values: dict[str, Any] | None, names: set[str]) -> dict[str, Any] | None:
     return None if values is None else {name: value for name, value in values.items() if name in names}
-
-
-def _check_kind(extracted: Extracted, kind: Kind, source: Source) -> None:
-    if kind == "image" and not extracted.is_still:
-        raise Problem(
-            415, "not_an_image", f"{source.name}: a video ({extracted.codec}), no picture: POST it to /v1/videos:score"
-        )
-    if kind == "video" and extracted.is_still:
-        raise Problem(
-            415, "not_a_video", f"{source.name}: a picture ({extracted.codec}), no video: POST it to /v1/images:score"
-        )
 
 
 def _finite(value: float) -> float | None:

@@ -13,12 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
-from infra.errors import TypedError
 from infra.settings import ServingSettings
 from infra.storage import Storage, is_s3
 from serve.problems import Problem
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+HEAD_BYTES = 16
 _MAX_FIELDS = 8
 _FORM_OVERHEAD_BYTES = 64 << 10
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
@@ -60,12 +60,8 @@ async def read_source(
     try:
         if content_type == "multipart/form-data":
             data = await _file_of_form(limited, max_bytes, what)
-        elif content_type == "application/x-www-form-urlencoded":
-            raise Problem(
-                415, "unsupported_media_type", f"send the {what} as the body, or as 'file' of multipart/form-data"
-            )
         else:
-            data = await limited.body()
+            data = await limited.body()  # whatever it is called: the bytes say what they are
     except ClientDisconnect as error:
         raise Problem(400, "body_incomplete", "the connection ended before the body did") from error
     if data and uri is not None:
@@ -169,20 +165,13 @@ def _lies_in(path: str, folder: str) -> bool:
         return False
 
 
-def check_size(source: Source, storage: Storage, max_bytes: int, what: str) -> None:
-    """Refuse an object that is too large before it is read.
+def first_bytes(uri: str, storage: Storage, max_bytes: int, what: str) -> bytes:
+    """The head of an object, by which its kind is told.
 
     Raises:
-        Problem: It is.
+        Problem: It is larger than ``max_bytes``.
         TypedError: It is not there, or cannot be reached.
     """
-    if source.uri is None:
-        return
-    try:
-        size = storage.stat(source.uri).size_bytes
-    except ValueError as error:
-        raise Problem(422, "invalid_uri", f"{source.name}: no uri of an object") from error
-    except TypedError:
-        raise
-    if size > max_bytes:
+    if storage.stat(uri).size_bytes > max_bytes:
         raise _too_large(what, max_bytes)
+    return storage.read_range(uri, 0, HEAD_BYTES)

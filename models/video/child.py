@@ -75,7 +75,6 @@ def _answer(storage: Storage, request: dict[str, Any]) -> tuple[Answer, list[mem
         height=sampled.height,
         duration_s=sampled.duration_s,
         codec=sampled.codec,
-        is_still=sampled.is_still,
         size_bytes=stat.size_bytes,
         etag=stat.etag,
         fetched_bytes=fetched_bytes,

@@ -48,7 +48,6 @@ class SampledFrames:
         height: height of the upright source picture, pixels.
         duration_s: what the container says, seconds; None where it says nothing.
         codec: FFmpeg's name of the codec (``h264``, ``hevc``, ``av1``, ``mjpeg``, …).
-        is_still: it is an image, not a video.
     """
 
     frames: tuple[Frame, ...]
@@ -56,7 +55,6 @@ class SampledFrames:
     height: int
     duration_s: float | None
     codec: str
-    is_still: bool = False
 
     def __post_init__(self) -> None:
         numbers = [frame.index for frame in self.frames]

@@ -264,6 +264,4 @@ def _sampled(answer: Answer, pixels: bytearray, policy: FramePolicy, uri: str) -
         pts_s = math.nan if header.pts_s is None else header.pts_s
         frames.append(Frame(rgb, header.index, pts_s, header.damaged, header.shift))
         offset += header.num_bytes
-    return SampledFrames(
-        tuple(frames), answer.width, answer.height, answer.duration_s, answer.codec, is_still=answer.is_still
-    )
+    return SampledFrames(tuple(frames), answer.width, answer.height, answer.duration_s, answer.codec)

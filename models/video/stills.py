@@ -60,7 +60,7 @@ def decode_still(source: BinaryIO, policy: FramePolicy, limits: DecodeLimits, na
     width, height = upright.size
     scaled = upright.resize(scaled_size(width, height, policy.short_side), Image.Resampling.BILINEAR)
     frames = (Frame(np.array(scaled), 0, 0.0),) if 0 in policy.wanted() else ()
-    return SampledFrames(frames, width, height, None, codec, is_still=True)
+    return SampledFrames(frames, width, height, None, codec)
 
 
 def _as_rgb(image: "Image") -> "Image":

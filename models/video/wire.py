@@ -44,7 +44,6 @@ class Answer(BaseModel):
     height: int = Field(0, ge=0, description="source height, pixels")
     duration_s: float | None = Field(None, description="seconds")
     codec: str = Field("", description="FFmpeg's name of the codec")
-    is_still: bool = Field(False, description="an image, not a video")
     size_bytes: int = Field(0, ge=0, description="size of the object")
     etag: str = Field("", description="etag of the object")
     fetched_bytes: int = Field(0, ge=0, description="bytes read of the object")
