@@ -34,6 +34,7 @@ WEB = Path(__file__).parent / "web"
 _OPEN = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/v1/openapi.json"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _BATCH_BODY_BYTES = 64 << 20
+_MAX_HEADER_BYTES = 32 << 10
 _BATCH_ID = r"^batch-[0-9a-f]{16}$"
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -298,6 +299,14 @@ class Envelope:
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
         status = 0
+        body_ended = "content-length" not in headers and "transfer-encoding" not in headers
+
+        async def receive_to_the_end() -> MutableMapping[str, Any]:
+            nonlocal body_ended
+            message = await receive()
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                body_ended = True
+            return message
 
         async def send_with_headers(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -305,12 +314,16 @@ class Envelope:
                 status = message["status"]
                 names = {name.lower() for name, _ in message["headers"]}
                 added = [*_SECURITY_HEADERS, (b"x-request-id", request_id.encode())]
+                if not body_ended:
+                    added.append((b"connection", b"close"))  # what is still sent is not waited for
                 message["headers"] = [*message["headers"], *(item for item in added if item[0] not in names)]
             await send(message)
 
         try:
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > _MAX_HEADER_BYTES:
+                raise Problem(431, "headers_too_large", f"the headers have more than {_MAX_HEADER_BYTES} bytes")
             state["caller"] = await self._admit(scope, headers)
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, receive_to_the_end, send_with_headers)
         except Problem as problem:
             state["code"] = problem.code
             await problems.answer(problem, request_id)(scope, receive, send_with_headers)

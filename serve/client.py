@@ -56,7 +56,7 @@ class Retries:
         """Seconds until the next try; None: there is none."""
         if num_tries >= self.most or (response is not None and response.status_code not in _TRY_AGAIN):
             return None
-        own = self.first_wait_s * 2 ** (num_tries - 1) * random.uniform(0.5, 1)  # noqa: S311
+        own: float = self.first_wait_s * 2 ** (num_tries - 1) * random.uniform(0.5, 1)
         asked = response.headers.get("Retry-After", "") if response is not None else ""
         return min(self.longest_wait_s, max(own, float(asked) if asked.isdigit() else 0.0))
 
@@ -67,7 +67,7 @@ class _Request:
 
     method: str
     path: str
-    params: list[tuple[str, str]] = field(default_factory=list)
+    params: list[tuple[str, str | int | float | bool | None]] = field(default_factory=list)
     content: bytes | None = None
     json: Any = None
     headers: dict[str, str] = field(default_factory=dict)
@@ -88,9 +88,9 @@ def _score(
 ) -> _Request:
     if (source is None) == (uri is None):
         raise ValueError("give either the bytes (or a path) or a uri")
-    params = [("task", task) for task in tasks] + [("several_people", several_people)]
-    params += [("model", model)] if model else []
-    params += [("uri", uri)] if uri else []
+    params: list[tuple[str, str | int | float | bool | None]] = [("task", task) for task in tasks]
+    given = {"several_people": several_people, "model": model, "uri": uri}
+    params += [(name, value) for name, value in given.items() if value is not None]
     content = source.read_bytes() if isinstance(source, Path) else source
     headers = {"Content-Type": "application/octet-stream"} if content is not None else {}
     return _Request("POST", f"/v1/{kind}:score", params, content, headers=headers)

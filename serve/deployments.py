@@ -1,5 +1,6 @@
 """The two deployments: the ingress that holds the scorers and answers HTTP, and what decodes videos beside it."""
 
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -8,14 +9,14 @@ from ray.serve.handle import DeploymentHandle
 from typing_extensions import override
 
 from infra.errors import UserError
-from infra.settings import Settings
+from infra.settings import ServingSettings, Settings
 from infra.tracking import tracking_client
 from serve.api import create_app
 from serve.batches import Batches, RayJobs
 from serve.faces import Extracted, FaceReader, Policies
 from serve.following import Following
 from serve.problems import Problem
-from serve.scoring import Engine, Faces, num_faces
+from serve.scoring import Engine, Faces, PredictMany, PredictOne, num_faces
 from serve.security import Gate, is_loopback
 from serve.telemetry import log, log_as_json
 from serve.uploads import Source
@@ -83,11 +84,7 @@ class Scoring:
         )
         self._reader = reader
         videos = RemoteFaces(decoding) if decoding else reader
-        # A batch is what came while the one before was computed: nobody waits for a batch to fill.
-        batched = serve.batch(
-            max_batch_size=serving.max_batch_faces, batch_wait_timeout_s=serving.batch_wait_s, batch_size_fn=num_faces
-        )
-        self._engine = Engine(settings, following, reader, videos, batched)
+        self._engine = Engine(settings, following, reader, videos, partial(_batched, serving))
         self._gate = gate
         self._batches = None
         if serving.batches is not None:
@@ -105,6 +102,15 @@ class Scoring:
         if hasattr(self, "_engine"):
             self._engine.close()
             self._reader.close()
+
+
+def _batched(serving: ServingSettings, predict: PredictMany) -> PredictOne:
+    """Batches of what came while the one before was computed: nobody waits for a batch to fill."""
+    batch: Any = serve.batch(
+        max_batch_size=serving.max_batch_faces, batch_wait_timeout_s=serving.batch_wait_s, batch_size_fn=num_faces
+    )
+    predict_one: PredictOne = batch(predict)
+    return predict_one
 
 
 def listening_host() -> str | None:
