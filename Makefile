@@ -30,6 +30,10 @@ demo: setup  ## draw a catalog, train both tasks, promote, score it twice, write
 demo-promotion: setup  ## three scorers before the gates of a promotion, and the way back; pages in runs/demo-promotion
 	$(PY) -m ray_jobs demo --story promotion --dir runs/demo-promotion
 
+.PHONY: serve
+serve: setup  ## the service with the registry's champions, page at http://127.0.0.1:8000/ (ARGS='--port 9000')
+	$(PY) -m serve $(ARGS)
+
 .PHONY: test
 test: lint types unit  ## everything that CI runs: lint, types and all tests
 
@@ -74,6 +78,14 @@ bench-noise: setup  ## the measured claims: planted wrong labels that a review f
 .PHONY: bench-training
 bench-training: setup  ## the measured claims: what the reader costs (ARGS='losses workers resume': those side by side)
 	$(PY) -m benchmarks.training $(ARGS)
+
+.PHONY: bench-serving
+bench-serving: setup  ## the measured claims: the service beside bare FastAPI (ARGS='overload': under five times its load)
+	$(PY) -m benchmarks.serving $(ARGS)
+
+.PHONY: soak
+soak: setup  ## 200 changes of the champion under load, 20 of them to broken artifacts (CHANGES=1000)
+	CHANGES=$(or $(CHANGES),200) $(PY) -m pytest -m slow tests/unit/test_serve_following.py --timeout 3600
 
 .venv-bench/.done: requirements.lock requirements-bench.lock
 	@test -x .venv-bench/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-bench

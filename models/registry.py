@@ -135,7 +135,10 @@ def resolve(client: MlflowClient, reference: str, *, task: str) -> ResolvedScore
         mlflow.artifacts.download_artifacts(
             artifact_uri=found.source, dst_path=folder.name, tracking_uri=client.tracking_uri
         )
-        directory = next(path.parent for path in Path(folder.name).rglob(MANIFEST_FILE))
+        manifests = list(Path(folder.name).rglob(MANIFEST_FILE))
+        if not manifests:
+            raise UserError(f"{reference}: version {found.version} has no {MANIFEST_FILE} among its artifacts")
+        directory = manifests[0].parent
         version, run_id = f"models:/{found.name}/{found.version}", found.run_id or None
     scorer = load_scorer(directory, expected_digest=digest)
     if scorer.manifest.task != task:

@@ -84,7 +84,7 @@ class Scoring:
         )
         self._reader = reader
         videos = RemoteFaces(decoding) if decoding else reader
-        self._engine = Engine(settings, following, reader, videos, partial(_batched, serving))
+        self._engine = Engine(settings, following, reader, videos, partial(batched, serving))
         self._gate = gate
         self._batches = None
         if serving.batches is not None:
@@ -104,7 +104,7 @@ class Scoring:
             self._reader.close()
 
 
-def _batched(serving: ServingSettings, predict: PredictMany) -> PredictOne:
+def batched(serving: ServingSettings, predict: PredictMany) -> PredictOne:
     """Batches of what came while the one before was computed: nobody waits for a batch to fill."""
     batch: Any = serve.batch(
         max_batch_size=serving.max_batch_faces, batch_wait_timeout_s=serving.batch_wait_s, batch_size_fn=num_faces

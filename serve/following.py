@@ -111,6 +111,10 @@ class Following:
         """All that are in use."""
         return [self._live[key] for key in sorted(self._live)]
 
+    def take(self, live: LiveScorer) -> None:
+        """Take a checked scorer into use, for requests that begin from now on."""
+        self._live[(live.task, live.role)] = live
+
     def tasks(self) -> tuple[str, ...]:
         """The tasks that can be answered now."""
         return tuple(sorted({task for task, role in self._live if role == CHAMPION}))
@@ -137,6 +141,8 @@ class Following:
                 for role in ROLES:
                     await self._look(task, role)
             metrics().ready.set(float(self.ready))
+            for live in self.scorers():  # again and again: a gauge that is not set is forgotten
+                metrics().version.set(float(live.version), {"task": live.task, "role": live.role})
 
     async def _look(self, task: str, role: Role) -> None:
         key = (task, role)
@@ -176,8 +182,7 @@ class Following:
             )
             return
         self._refused.pop(key, None)
-        self._live[key] = found
-        metrics().version.set(float(version), {"task": task, "role": role})
+        self.take(found)
         log.info(
             "a version is in use",
             extra={

@@ -29,9 +29,11 @@ def start(settings: Settings, host: str, port: int, num_cpus: int | None = None)
             f"--host {host} is beyond loopback, where API keys are needed: make one (python -m serve keys add NAME) "
             "and name its file in FACEREEL_SERVING__API_KEYS"
         )
-    if not ray.is_initialized():
-        logical = num_cpus or max(LEAST_CPUS, os.cpu_count() or 1)
-        ray.init(address=settings.cluster.address or "local", num_cpus=None if settings.cluster.address else logical)
+    if settings.cluster.address:
+        ray.init(address=settings.cluster.address)
+    else:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # its own cluster listens on loopback alone
+        ray.init(address="local", num_cpus=num_cpus or max(LEAST_CPUS, os.cpu_count() or 1))
     serve.start(http_options=HTTPOptions(host=host, port=port))
     serve.run(application(settings), name=NAME, route_prefix="/")
     return f"http://{'[' + host + ']' if ':' in host else host}:{port}"

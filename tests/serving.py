@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from mlflow.tracking import MlflowClient
 
 from infra.settings import Settings, load_settings
 from models.predictor import Predictor
@@ -45,7 +46,7 @@ class Service:
     def use(self, task: str, predictor: Predictor, version: str, role: Role = CHAMPION) -> None:
         """Take a scorer into use."""
         live = LiveScorer(task, role, version, predictor.scorer.digest, predictor)
-        self.engine.following._live[(task, role)] = live
+        self.engine.following.take(live)
 
     def drop(self, task: str, role: Role = CHALLENGER) -> None:
         self.engine.following._live.pop((task, role), None)
@@ -77,20 +78,21 @@ class FakeJobs(Jobs):
 
 @contextmanager
 def running_service(
-    folder: Path, jobs: Jobs | None = None, *, follow: bool = False, **serving: Any
+    folder: Path, jobs: Jobs | None = None, *, registry: MlflowClient | None = None, **serving: Any
 ) -> Iterator[Service]:
-    """The service with a scorer of random weights for each task."""
+    """The service with a scorer of random weights for each task, or with those of a registry."""
     settings = load_settings("/dev/null", serving=serving)
     reader = FaceReader(settings.storage, settings.serving, num_children=1)
-    following = Following(NoRegistry(), ())
+    client = registry if registry is not None else NoRegistry()
+    following = Following(client, (), poll_s=settings.serving.poll_s, prepare=reader.prepare)
     scorers = {}
-    for task in ("attractiveness", "fs2k"):
+    for task in ("attractiveness", "fs2k") if registry is None else ():
         path = folder / f"{task}-scorer"
         scorers[task] = Predictor(small_scorer(path, task))
     engine = Engine(settings, following, reader, reader)
     gate = Gate(settings.serving.api_keys, settings.serving.rate)
     batches = Batches(settings, jobs) if jobs is not None else None
-    app = create_app(engine, gate, batches, follow=follow)
+    app = create_app(engine, gate, batches, follow=registry is not None)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, timeout_keep_alive=30)
     )
