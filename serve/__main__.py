@@ -16,6 +16,7 @@ ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
     "RAY_SERVE_LOG_TO_STDERR": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
 }
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, invoke_without_command=True)

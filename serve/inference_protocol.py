@@ -25,6 +25,7 @@ from serve.uploads import read_body
 HEADER_LENGTH = "Inference-Header-Content-Length"
 INPUT = "crops"
 _MAX_CROPS = 1024
+NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready."}}
 
 
 class _Model(BaseModel):
@@ -71,7 +72,7 @@ def router(engine: Engine) -> APIRouter:
         """Whether the process answers."""
         return {"live": True}
 
-    @routes.get("/health/ready")
+    @routes.get("/health/ready", responses=NOT_READY)
     async def ready(response: Response) -> dict[str, bool]:
         """Whether scorers are loaded and checked."""
         response.status_code = 200 if engine.following.ready else 503
@@ -93,8 +94,8 @@ def router(engine: Engine) -> APIRouter:
             ],
         }
 
-    @routes.get("/models/{model}/ready")
-    @routes.get("/models/{model}/versions/{version}/ready")
+    @routes.get("/models/{model}/ready", responses=NOT_READY)
+    @routes.get("/models/{model}/versions/{version}/ready", responses=NOT_READY)
     async def model_ready(model: str, response: Response, version: str | None = None) -> dict[str, Any]:
         """Whether a task's scorer is loaded and checked."""
         found = engine.following.get(model, CHAMPION)

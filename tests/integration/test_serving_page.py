@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.serving import Service, running_service
 
@@ -35,7 +35,13 @@ def page(request: pytest.FixtureRequest, browser: Browser, service: Service) -> 
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     one = context.new_page()
     troubles: list[str] = []
-    one.on("console", lambda message: troubles.append(message.text) if message.type in ("error", "warning") else None)
+
+    def note(message: ConsoleMessage) -> None:
+        refused = "status of 422" in message.text  # the browser says so too
+        if message.type in ("error", "warning") and not refused:
+            troubles.append(message.text)
+
+    one.on("console", note)
     one.on("pageerror", lambda error: troubles.append(str(error)))
     one.on(
         "request",
