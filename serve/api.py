@@ -91,11 +91,11 @@ def create_app(engine: Engine, gate: Gate, batches: Batches | None, *, follow: b
     )
     problems.install(app)
     app.add_middleware(Envelope, gate=gate, engine=engine)
+    app.include_router(inference_protocol.router(engine))
     _add_scoring(app, engine)
     _add_operations(app, engine, batches is not None)
     if batches is not None:
         _add_batches(app, engine, batches)
-    app.include_router(inference_protocol.router(engine))
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:

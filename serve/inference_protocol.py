@@ -5,6 +5,7 @@ https://github.com/open-inference-protocol: what KServe, Triton and their client
 
 import json
 import math
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -62,6 +63,29 @@ def router(engine: Engine) -> APIRouter:
     """The protocol's routes."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=PROBLEMS)
 
+    @routes.post(
+        "/models/{model}/infer",
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": InferRequest.model_json_schema()}},
+            }
+        },
+    )
+    @routes.post("/models/{model}/versions/{version}/infer", include_in_schema=False)
+    async def infer(request: Request, model: str, version: str | None = None) -> Response:
+        """The outputs of a scorer for crops uint8[n, S, S, 3], RGB, made with its face policy."""
+        found = _live(engine, model, version)
+        async with engine.admission.slot():
+            size = found.predictor.scorer.manifest.face_policy.crop_size
+            serving = engine.settings.serving
+            max_bytes = max(serving.max_image_bytes, 4 * size * size * 3 * serving.max_batch_faces)
+            body = await read_body(request, serving, max_bytes=max_bytes, what="request")
+            asked, binary = _parsed(body, request.headers.get(HEADER_LENGTH))
+            crops = _crops(asked, binary, size)
+            prediction = await engine.predict(found, crops)
+        return _response(found, asked, prediction.faces, len(crops))
+
     @routes.get("")
     async def server_metadata() -> dict[str, Any]:
         """Name, version and extensions of the server."""
@@ -103,29 +127,6 @@ def router(engine: Engine) -> APIRouter:
         response.status_code = 200 if is_ready else 503
         return {"name": model, "ready": is_ready}
 
-    @routes.post(
-        "/models/{model}/infer",
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": InferRequest.model_json_schema()}},
-            }
-        },
-    )
-    @routes.post("/models/{model}/versions/{version}/infer", include_in_schema=False)
-    async def infer(request: Request, model: str, version: str | None = None) -> Response:
-        """The outputs of a scorer for crops uint8[n, S, S, 3], RGB, made with its face policy."""
-        found = _live(engine, model, version)
-        async with engine.admission.slot():
-            size = found.predictor.scorer.manifest.face_policy.crop_size
-            serving = engine.settings.serving
-            max_bytes = max(serving.max_image_bytes, 4 * size * size * 3 * serving.max_batch_faces)
-            body = await read_body(request, serving, max_bytes=max_bytes, what="request")
-            asked, binary = _parsed(body, request.headers.get(HEADER_LENGTH))
-            crops = _crops(asked, binary, size)
-            prediction = await engine.predict(found, crops)
-        return _response(found, asked, prediction.faces, len(crops))
-
     return routes
 
 
@@ -140,6 +141,7 @@ def _live(engine: Engine, model: str, version: str | None) -> LiveScorer:
     return found
 
 
+@cache
 def _outputs(task: str) -> list[tuple[str, str, list[int]]]:
     """Name, datatype and shape of each output: the task's columns that a tensor can hold."""
     heads = {f"{head.name}_probabilities": len(head.classes) for head in get_task(task).heads}

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -227,9 +228,12 @@ def _as_list(column: Any) -> list[Any]:
 
 
 def _all_tasks() -> dict[str, Task]:
-    modules = (
-        importlib.import_module(f"models.tasks.{info.name}") for info in pkgutil.iter_modules(models.tasks.__path__)
-    )
+    return _tasks_in(tuple(models.tasks.__path__))
+
+
+@cache
+def _tasks_in(folders: tuple[str, ...]) -> dict[str, Task]:
+    modules = (importlib.import_module(f"models.tasks.{info.name}") for info in pkgutil.iter_modules(folders))
     tasks = [module.TASK for module in modules if hasattr(module, "TASK")]
     return {task.name: task for task in tasks}
 
