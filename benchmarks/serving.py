@@ -186,6 +186,40 @@ async def load(url: str, num_clients: int, seconds: float) -> Load:
     return Load(len(times) / took, p50, p99, len(refused), late, failed)
 
 
+async def arrivals(url: str, rate: float, seconds: float) -> Load:
+    """Requests that come at a rate, whether those before are answered or not; nobody tries again."""
+    body, headers = body_of()
+    times: list[float] = []
+    refused: list[float] = []
+    failed = 0
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def one() -> None:
+            nonlocal failed
+            start = time.perf_counter()
+            try:
+                async with session.post(url, data=body, headers=headers) as response:
+                    await response.read()
+                    took = time.perf_counter() - start
+                    if response.status in (200, 429):
+                        (times if response.status == 200 else refused).append(took)
+                    else:
+                        failed += 1
+            except aiohttp.ClientError:
+                failed += 1
+
+        tasks = set()
+        start = time.perf_counter()
+        for number in range(int(rate * seconds)):
+            await asyncio.sleep(max(0.0, start + number / rate - time.perf_counter()))
+            tasks.add(asyncio.create_task(one()))
+        await asyncio.gather(*tasks)
+        took = time.perf_counter() - start
+    p50, p99 = (float(np.percentile(times, q)) * 1000 for q in (50, 99))
+    late = float(np.percentile(refused, 99)) * 1000 if refused else 0.0
+    return Load(len(times) / took, p50, p99, len(refused), late, failed)
+
+
 def wait_for(port: int) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -281,26 +315,23 @@ def memory_mb() -> float:
 
 
 def overload(console: Console, folder: Path, port: int, seconds: float) -> None:
-    """Clients by the dozen against a queue of a few: who is refused is told so at once, who is let in is served."""
+    """As many clients as are let in, then five times the requests that these got answered, come what may."""
     running, waiting = 4, 4
     path = deploy("overload", folder, "resnet18", batches=True, max_running=running, max_waiting=waiting)
     url = f"http://127.0.0.1:{port}{path}"
     asyncio.run(load(url, 4, 2))
     table = Table(title=f"overload: {running} requests in work, {waiting} in the queue, {seconds:g} s each; ResNet-18")
-    for name in ("clients", "answered/s", "p50", "p99", "refused", "refused p99", "failed", "memory"):
+    for name in ("load", "answered/s", "p50", "p99", "refused", "refused p99", "failed", "memory"):
         table.add_column(name, justify="right")
-    for num_clients in (running + waiting, 5 * (running + waiting)):
-        found = asyncio.run(load(url, num_clients, seconds))
-        table.add_row(
-            str(num_clients),
-            f"{found.rate:.1f}",
-            f"{found.p50:.0f} ms",
-            f"{found.p99:.0f} ms",
-            str(found.refused),
-            f"{found.refused_p99:.0f} ms",
-            str(found.failed),
-            f"{memory_mb():.0f} MB",
-        )
+    usual = asyncio.run(load(url, running + waiting, min(seconds, 30)))
+    memory = [memory_mb()]
+    found = asyncio.run(arrivals(url, 5 * usual.rate, seconds))
+    memory.append(memory_mb())
+    loads = {f"{running + waiting} clients": usual, f"{5 * usual.rate:.0f} requests/s": found}
+    for (name, one), now in zip(loads.items(), memory, strict=True):
+        times = (f"{value:.0f} ms" for value in (one.p50, one.p99))
+        refusals = (str(one.refused), f"{one.refused_p99:.0f} ms", str(one.failed))
+        table.add_row(name, f"{one.rate:.1f}", *times, *refusals, f"{now:.0f} MB")
     console.print(table)
 
 
