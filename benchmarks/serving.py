@@ -50,10 +50,9 @@ from models.tasks.base import get_task
 from models.transforms import InputConfig
 from models.video.sampling import FramePolicy
 from serve.api import create_app
-from serve.deployments import batched
 from serve.faces import FaceReader
 from serve.following import Following, LiveScorer
-from serve.scoring import Engine, one_by_one
+from serve.scoring import Engine
 from serve.security import Gate
 
 SIZE = 224
@@ -120,13 +119,12 @@ class Serving:
     """The service's own application and engine, with a predictor that is given instead of the registry's."""
 
     def __init__(self, folder: str, kind: str, batches: bool, serving: dict[str, Any]) -> None:
-        settings = load_settings("/dev/null", serving=serving)
+        settings = load_settings("/dev/null", serving=serving if batches else serving | {"max_batch_faces": 1})
         predictor = predictor_of(folder, kind)
         reader = FaceReader(settings.storage, settings.serving, num_children=1)
         following = Following(NO_REGISTRY, ())
         following.take(LiveScorer(TASK, "champion", "1", predictor.scorer.digest, predictor))
-        way = (lambda predict: batched(settings.serving, predict)) if batches else one_by_one
-        self._engine = Engine(settings, following, reader, reader, way)
+        self._engine = Engine(settings, following, reader, reader)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._engine, Gate(None, "1/second"), None, follow=False)

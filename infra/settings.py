@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -93,9 +93,6 @@ class ServingSettings(_Section):
         0.0, ge=0, le=1, description="share of requests that the challenger sees too, its answer only logged"
     )
     max_batch_faces: int = Field(64, ge=1, description="most faces that go through a network at once")
-    batch_wait_s: float = Field(
-        0.0, ge=0, le=1, description="wait for further faces before a batch; 0: only what came during the batch before"
-    )
     num_replicas: int = Field(1, ge=1, description="replicas that hold the scorers, at least")
     max_replicas: int = Field(1, ge=1, description="replicas at most; more than num_replicas: scaled by load")
     num_cpus: float = Field(1.0, ge=0, description="CPUs of each replica")
@@ -122,6 +119,14 @@ class ServingSettings(_Section):
     )
     rate: str = Field("600/minute", description="requests that a key may make, as 10/second or 600/minute")
     max_batch_videos: int = Field(100_000, ge=1, description="most videos in the list of a batch request")
+
+    @field_validator("buckets")
+    @classmethod
+    def _check_prefixes(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        for prefix in prefixes:
+            if not prefix.removeprefix("s3://").strip("/") or (":" in prefix and not prefix.startswith("s3://")):
+                raise ValueError(f"{prefix!r} is neither s3://bucket/prefix nor a folder")
+        return prefixes
 
     @model_validator(mode="after")
     def _check_numbers(self) -> "ServingSettings":

@@ -54,7 +54,11 @@ ADULT_AGE = 18  # years; younger people are left out of scoring and of training
 
 
 def open_catalog(
-    uri: str, storage: Storage, connection: duckdb.DuckDBPyConnection, reserved: frozenset[str] = frozenset()
+    uri: str,
+    storage: Storage,
+    connection: duckdb.DuckDBPyConnection,
+    reserved: frozenset[str] = frozenset(),
+    within: tuple[str, ...] = (),
 ) -> None:
     """Make the catalog the table ``catalog`` of the connection, checked, with one row a video.
 
@@ -66,16 +70,19 @@ def open_catalog(
         storage: Where it lies.
         connection: Gets the table.
         reserved: Names that no further column of the catalog may have, in lower case: those of the results.
+        within: Folders or prefixes that every uri must lie under; none: anywhere.
 
     Raises:
         UserError: The table is missing, unreadable, empty, lacks a column, has one with a reserved name, or lists one
-            id with several uris.
+            id with several uris, or a uri lies outside of ``within``.
     """
     suffix = PurePosixPath(uri).suffix.lower()
     if suffix in TABLE_FORMATS:
         _open_table(uri, TABLE_FORMATS[suffix], storage, connection, reserved | OWN_NAMES)
     else:
         _open_prefix(uri, storage, connection)
+    if within:
+        _check_places(uri, [join(storage.absolute(prefix), "") for prefix in within], connection)
 
 
 def read_table(uri: str, storage: Storage, column_types: dict[str, pa.DataType]) -> pads.Dataset:
@@ -221,6 +228,16 @@ def _check_rows(uri: str, connection: duckdb.DuckDBPyConnection) -> None:
         "QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY row) > 1)"
     )
     connection.execute("DROP TABLE repeated")
+
+
+def _check_places(uri: str, prefixes: list[str], connection: duckdb.DuckDBPyConnection) -> None:
+    """Refuse a catalog of which a row lies outside of the prefixes, which end in a slash."""
+    inside = " OR ".join("starts_with(uri, ?)" for _ in prefixes)
+    found = connection.execute(
+        f"SELECT video_id, uri FROM catalog WHERE NOT ({inside}) OR contains(uri, '/../') LIMIT 1", prefixes
+    ).fetchone()
+    if found is not None:
+        raise UserError(f"{uri}: video {found[0]!r} at {found[1]!r} lies outside of {', '.join(prefixes)} (--within)")
 
 
 def _quoted(name: str) -> str:

@@ -47,6 +47,10 @@ StaleOlderThan = Annotated[
         help="Score videos of other scorers or policies again only where the newest row is older: 12h, 30d, 8w.",
     ),
 ]
+Within = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PREFIX", help="Refuse a catalog with a video outside of this folder or prefix; repeat."),
+]
 NumCpus = Annotated[int | None, typer.Option(min=1, help="Logical CPUs of a local cluster. Default: all, at least 4.")]
 Config = Annotated[str | None, typer.Option(help="Settings file (YAML). Default: facereel.yaml where it exists.")]
 

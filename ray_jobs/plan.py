@@ -18,6 +18,7 @@ def plan(
     limit: options.Limit = None,
     priority: options.Priority = None,
     stale_older_than: options.StaleOlderThan = None,
+    within: options.Within = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Score a few due videos without writing, and say what all would cost.")
     ] = False,
@@ -46,6 +47,7 @@ def plan(
         opt_out=opt_out,
         content=options.content_by(content),
         portion=options.portion(limit, priority, stale_older_than),
+        within=tuple(within or ()),
         resources=Resources(num_predictors=predictors, gpus_per_predictor=gpus_per_predictor),
     )
     resolved = resolve_scorers(run.scorers, settings)

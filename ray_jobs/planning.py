@@ -142,6 +142,7 @@ def make_plan(
     reserved: frozenset[str] = frozenset(),
     all_tasks: Sequence[str] = (),
     portion: Portion = Portion(),
+    within: tuple[str, ...] = (),
 ) -> Plan:
     """Compare the catalog with what is committed; touches no video and writes nothing.
 
@@ -162,6 +163,7 @@ def make_plan(
         reserved: Names that the catalog's further columns may not have.
         all_tasks: Tasks whose tables can disprove a failure, beside those of ``scorers``.
         portion: Which of the due videos to take.
+        within: Folders or prefixes that every video must lie under; none: anywhere.
 
     Raises:
         UserError: The catalog or the opt-out list is unusable, or there is no such reason.
@@ -173,7 +175,7 @@ def make_plan(
     folder = TemporaryDirectory(prefix="facereel-plan-", ignore_cleanup_errors=True)
     connection = scratch_database(folder.name)
     try:
-        open_catalog(catalog, storage, connection, reserved)
+        open_catalog(catalog, storage, connection, reserved, within)
         if content == "sha256":
             _require_digests(catalog, connection)
         names = [QUARANTINE, *map(score_table, scorers)]

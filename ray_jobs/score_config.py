@@ -35,6 +35,7 @@ class ScoreConfig:
     commit_every_rows: int = 10_000
     with_faces: bool = True
     lease_ttl_s: float = TTL_S
+    within: tuple[str, ...] = ()  # where every video must lie; empty: anywhere
     command: str = ""  # what the user typed, to go on with after a stop
 
 
@@ -82,6 +83,7 @@ def plan_run(config: ScoreConfig, resolved: dict[str, ResolvedScorer], settings:
         reserved=reserved_columns(list(resolved)),
         all_tasks=task_names(),
         portion=config.portion,
+        within=config.within,
     )
 
 

@@ -16,9 +16,11 @@ class Admission:
         max_running: requests in work at once.
         max_waiting: requests that wait for that.
         retry_after_s: what whoever comes beyond is told.
+        max_wait_s: longest wait in the queue.
     """
 
-    def __init__(self, max_running: int, max_waiting: int, retry_after_s: int) -> None:
+    def __init__(self, max_running: int, max_waiting: int, retry_after_s: int, *, max_wait_s: float = 60.0) -> None:
+        self._max_wait_s = max_wait_s
         self._slots = asyncio.Semaphore(max_running)
         self._max_waiting, self._retry_after_s = max_waiting, retry_after_s
         self.num_running = 0
@@ -30,7 +32,7 @@ class Admission:
         """A place to work in; the seconds that were waited for it.
 
         Raises:
-            Problem: 429, without a wait, where the queue is full; 503 where the service is ending.
+            Problem: 429, without a wait, where the queue is full; 503 where the service is ending, or the wait is long.
         """
         if self.draining:
             raise Problem(503, "draining", "the service is ending: ask again", retry_after_s=self._retry_after_s)
@@ -44,7 +46,11 @@ class Admission:
         start = time.perf_counter()
         self.num_waiting += 1
         try:
-            await self._slots.acquire()
+            async with asyncio.timeout(self._max_wait_s):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            waited = f"{self._max_wait_s:g} seconds in the queue: come back later"
+            raise Problem(503, "queue_timeout", waited, retry_after_s=self._retry_after_s) from error
         finally:
             self.num_waiting -= 1
         self.num_running += 1

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 
 from models.registry import CHAMPION
 from serve import inference_protocol, problems
+from serve.admission import Admission
 from serve.batches import Batches
 from serve.following import Role
 from serve.problems import Problem
@@ -33,7 +34,7 @@ WEB = Path(__file__).parent / "web"
 # Anybody may ask these: they say nothing of anybody's pictures.
 _OPEN = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/v1/openapi.json"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_BATCH_BODY_BYTES = 64 << 20
+_BATCH_BODY_BYTES = 32 << 20
 _MAX_HEADER_BYTES = 32 << 10
 _BATCH_ID = r"^batch-[0-9a-f]{16}$"
 _SECURITY_HEADERS = [
@@ -60,7 +61,9 @@ Model = Annotated[
 ModelHeader = Annotated[Literal["champion", "challenger"] | None, Header(alias="X-Facereel-Model")]
 
 
-def create_app(engine: Engine, gate: Gate, batches: Batches | None, *, follow: bool = True) -> FastAPI:
+def create_app(
+    engine: Engine, gate: Gate, batches: Batches | None, *, follow: bool = True, behind_serve: bool = False
+) -> FastAPI:
     """The application around an engine.
 
     Args:
@@ -68,6 +71,7 @@ def create_app(engine: Engine, gate: Gate, batches: Batches | None, *, follow: b
         gate: who may ask.
         batches: None: they are not offered.
         follow: look for other champions while it runs; a test looks by itself.
+        behind_serve: Ray Serve puts the request's id into the headers of answers itself.
     """
 
     @asynccontextmanager
@@ -90,7 +94,7 @@ def create_app(engine: Engine, gate: Gate, batches: Batches | None, *, follow: b
         openapi_url="/v1/openapi.json",
     )
     problems.install(app)
-    app.add_middleware(Envelope, gate=gate, engine=engine)
+    app.add_middleware(Envelope, gate=gate, engine=engine, with_id=not behind_serve)
     app.include_router(inference_protocol.router(engine))
     _add_scoring(app, engine)
     _add_operations(app, engine, batches is not None)
@@ -215,6 +219,8 @@ def _add_operations(app: FastAPI, engine: Engine, with_batches: bool) -> None:
 
 
 def _add_batches(app: FastAPI, engine: Engine, batches: Batches) -> None:
+    admission = Admission(2, 8, engine.settings.serving.retry_after_s)
+
     @app.post(
         "/v1/batches",
         response_model=Batch,
@@ -237,8 +243,9 @@ def _add_batches(app: FastAPI, engine: Engine, batches: Batches) -> None:
         idempotency_key: Annotated[str | None, Header(max_length=256, min_length=1)] = None,
     ) -> Batch:
         """Start a scoring job over a catalog or a list of videos."""
-        body = await read_body(request, engine.settings.serving, max_bytes=_BATCH_BODY_BYTES, what="request")
-        asked = _validated(body)
+        async with admission.slot():
+            body = await read_body(request, engine.settings.serving, max_bytes=_BATCH_BODY_BYTES, what="request")
+            asked = await asyncio.to_thread(_validated, body)
         tasks = tuple(item.task for item in engine.chosen(Wish(tuple(asked.tasks or ()), CHAMPION), ""))
         batch, is_new = await batches.create(asked, tasks, _caller(request).name, idempotency_key)
         response.status_code = 201 if is_new else 200
@@ -284,8 +291,8 @@ def _caller(request: Request) -> Caller:
 class Envelope:
     """Around every request: its id, who asks, security headers, one log line, metrics, and no bare error."""
 
-    def __init__(self, app: Any, gate: Gate, engine: Engine) -> None:
-        self._app, self._gate, self._engine = app, gate, engine
+    def __init__(self, app: Any, gate: Gate, engine: Engine, *, with_id: bool) -> None:
+        self._app, self._gate, self._engine, self._with_id = app, gate, engine, with_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -313,7 +320,9 @@ class Envelope:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 names = {name.lower() for name, _ in message["headers"]}
-                added = [*_SECURITY_HEADERS, (b"x-request-id", request_id.encode())]
+                added = [*_SECURITY_HEADERS]
+                if self._with_id:
+                    added.append((b"x-request-id", request_id.encode()))
                 if not body_ended:
                     added.append((b"connection", b"close"))  # what is still sent is not waited for
                 message["headers"] = [*message["headers"], *(item for item in added if item[0] not in names)]

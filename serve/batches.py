@@ -8,7 +8,9 @@ import secrets
 import shlex
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
@@ -17,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from infra.errors import TypedError, UserError
 from infra.settings import ENV_DELIMITER, ENV_PREFIX, Settings
 from infra.storage import AlreadyExists, ObjectNotFound, Storage, join
-from infra.tracking import absolute_uri
+from infra.tracking import absolute_uri, shown_uri
 from serve.problems import Problem, of_typed
 from serve.schemas import Batch, BatchCounts, BatchRequest
 from serve.uploads import allowed_uri
@@ -74,7 +76,7 @@ class RayJobs:
         try:
             info = self._client().get_job_info(job_id)
         except RuntimeError as error:
-            if "404" in str(error):
+            if "status code 404" in str(error):
                 return None
             raise
         return str(info.status.value), info.message or ""
@@ -136,6 +138,20 @@ class _Run(BaseModel):
 
 
 RUN_FOLDER = "_runs"
+_MOST_S = 60.0
+# From the record of a batch to its job: until then nothing is lost.
+_SUBMIT_S = 120.0
+
+
+def _without_job(record: _Record, run: _Run | None) -> State:
+    """What has become of a batch whose job the cluster does not know."""
+    ended: dict[str, State] = {"done": "succeeded", "stopped": "stopped", "failed": "failed"}
+    if run is not None and run.state in ended:
+        return ended[run.state]
+    if record.stopped:
+        return "stopped"
+    age_s = (datetime.now(UTC) - record.created_at).total_seconds()
+    return "pending" if run is None and age_s < _SUBMIT_S else "lost"
 
 
 class Batches:
@@ -156,6 +172,7 @@ class Batches:
         self._jobs = jobs
         self._storage = Storage(settings.storage)
         self._root = self._storage.absolute(settings.serving.batches)
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="batches")
 
     async def create(
         self, request: BatchRequest, tasks: tuple[str, ...], caller: str, idempotency_key: str | None
@@ -188,7 +205,11 @@ class Batches:
 
     async def _guarded(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return await asyncio.to_thread(function, *args, **kwargs)
+            async with asyncio.timeout(_MOST_S):
+                call = partial(function, *args, **kwargs)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except TimeoutError as error:
+            raise Problem(504, "timeout", f"no answer of storage or cluster within {_MOST_S:g} seconds") from error
         except TypedError as error:
             raise of_typed(error, "the batch") from error
         except (ConnectionError, RuntimeError) as error:
@@ -232,8 +253,10 @@ class Batches:
             raise Problem(
                 422, "idempotency_conflict", f"the Idempotency-Key belongs to another request (batch {before.id})"
             )
-        if not before.stopped:
-            self._submit(before)  # whoever wrote the record may have ended before its job began
+        shown = self._show(before)
+        if shown.state not in ("pending", "lost"):
+            return shown
+        self._submit(before)  # whoever wrote the record may have ended before its job began
         return self._show(before)
 
     def _catalog(self, request: BatchRequest, batch_id: str, max_videos: int) -> str:
@@ -257,7 +280,9 @@ class Batches:
             except Problem as problem:
                 raise Problem(problem.status, problem.code, f"videos.{number}.uri: {problem.detail}") from problem
             lines.append(json.dumps(video.model_dump(exclude_none=True) | {"uri": uri}))
-        catalog = join(self._root, batch_id, "catalog.jsonl")
+        # By its content: two requests with one key and other videos must not write one file.
+        content = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        catalog = join(self._root, batch_id, f"catalog-{content}.jsonl")
         self._storage.put(catalog, "\n".join(lines).encode())
         return catalog
 
@@ -265,13 +290,18 @@ class Batches:
         command = [sys.executable, "-m", "ray_jobs", "score", "--catalog", record.catalog, "--tables", record.tables]
         for task in record.tasks:
             command += ["--task", task]
+        for prefix in self._settings.serving.buckets:
+            command += ["--within", prefix]
         if record.limit is not None:
             command += ["--limit", str(record.limit)]
         self._jobs.submit(record.id, shlex.join(command), self._env())
 
     def _env(self) -> dict[str, str]:
         """Storage and tracking for the job, without secrets: those are the cluster's own environment."""
-        env = {f"{ENV_PREFIX}TRACKING{ENV_DELIMITER}URI": absolute_uri(self._settings.tracking.uri)}
+        env = {"RAY_JOB_STOP_WAIT_TIME_S": "120"}  # from SIGTERM to SIGKILL: time for the last commit
+        tracking = self._settings.tracking.uri
+        if shown_uri(tracking) == tracking:  # else a password stands in it
+            env[f"{ENV_PREFIX}TRACKING{ENV_DELIMITER}URI"] = absolute_uri(tracking)
         env[f"{ENV_PREFIX}TRACKING{ENV_DELIMITER}EXPERIMENT"] = self._settings.tracking.experiment
         for name, value in self._settings.storage.model_dump(exclude=set(_CREDENTIALS), exclude_none=True).items():
             assert not isinstance(value, SecretStr), name
@@ -293,8 +323,7 @@ class Batches:
         found = self._jobs.status(record.id)
         if found is None:
             # Of a job of a cluster that is gone its own last word counts.
-            state: State = "succeeded" if run is not None and run.state == "done" else "lost"
-            message = run.message if run is not None else "the cluster does not know its job: start it again"
+            state, message = _without_job(record, run), "the cluster does not know its job: ask again with its key"
         else:
             state, message = _STATES.get(found[0], "failed"), found[1]
             if record.stopped and state == "failed":

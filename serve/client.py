@@ -20,7 +20,7 @@ import httpx
 from serve.schemas import Batch, ScoreAnswer, ServiceInfo
 
 ENDED = frozenset({"succeeded", "failed", "stopped", "lost"})
-_TRY_AGAIN = frozenset({429, 502, 503, 504})
+_TRY_AGAIN = frozenset({429, 502, 503})
 Picture = Path | bytes
 
 
@@ -40,7 +40,7 @@ class ServiceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often and how patiently a request is tried again, where that may help: 429, 502, 503, 504, no connection.
+    """How often and how patiently a request is tried again, where that may help: 429, 502, 503, no connection.
 
     Attributes:
         most: tries, the first included.
@@ -125,10 +125,11 @@ def _answer(response: httpx.Response) -> Any:
         return response.json()
     try:
         problem = response.json()
-        code, detail = str(problem["code"]), str(problem["detail"])
+        code, detail, request_id = str(problem["code"]), str(problem["detail"]), str(problem["request_id"])
     except (ValueError, KeyError, TypeError):
+        request_id = ""
         code, detail = "http_error", f"the service answered {response.status_code}: {response.text[:200]}"
-    raise ServiceError(response.status_code, code, detail, response.headers.get("X-Request-ID", ""))
+    raise ServiceError(response.status_code, code, detail, request_id)
 
 
 def _no_answer(error: httpx.TransportError, num_tries: int) -> ServiceError:

@@ -1,28 +1,27 @@
 """The two deployments: the ingress that holds the scorers and answers HTTP, and what decodes videos beside it."""
 
-from functools import partial
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from typing_extensions import override
 
 from infra.errors import UserError
-from infra.settings import ServingSettings, Settings
+from infra.settings import Settings
 from infra.tracking import tracking_client
 from serve.api import create_app
 from serve.batches import Batches, RayJobs
 from serve.faces import Extracted, FaceReader, Policies
 from serve.following import Following
 from serve.problems import Problem
-from serve.scoring import Engine, Faces, PredictMany, PredictOne, num_faces
+from serve.scoring import Engine, Faces
 from serve.security import Gate, is_loopback
 from serve.telemetry import log, log_as_json
 from serve.uploads import Source
-
-# The grace of a replica that ends: requests in work are answered.
-DRAIN_S = 30.0
 
 
 class Decoding:
@@ -39,6 +38,10 @@ class Decoding:
         except Problem as problem:
             return problem
 
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose decoder cannot be started any more."""
+        await self._reader.check()
+
     def __del__(self) -> None:
         if hasattr(self, "_reader"):
             self._reader.close()
@@ -52,7 +55,16 @@ class RemoteFaces(Faces):
 
     @override
     async def read(self, source: Source, wanted: tuple[Policies, ...]) -> dict[Policies, Extracted]:
-        found = await self._handle.read.remote(source, wanted)
+        response = self._handle.read.remote(source, wanted)
+        try:
+            found = await response
+        except asyncio.CancelledError:
+            cancel: Any = response.cancel
+            cancel()  # a deadline that has passed is none of Ray's own cancellations
+            raise
+        except (RayError, BackPressureError) as error:
+            log.error("the decoding deployment failed", extra={"error": str(error)[:500]})
+            raise Problem(503, "decoder_unavailable", "the decoders do not answer", retry_after_s=5) from error
         if isinstance(found, Problem):
             raise found
         faces: dict[Policies, Extracted] = found
@@ -84,7 +96,7 @@ class Scoring:
         )
         self._reader = reader
         videos = RemoteFaces(decoding) if decoding else reader
-        self._engine = Engine(settings, following, reader, videos, partial(batched, serving))
+        self._engine = Engine(settings, following, reader, videos)
         self._gate = gate
         self._batches = None
         if serving.batches is not None:
@@ -92,25 +104,16 @@ class Scoring:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Serve puts behind its HTTP server."""
-        return create_app(self._engine, self._gate, self._batches)
+        return create_app(self._engine, self._gate, self._batches, behind_serve=True)
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Serve replaces a replica whose decoders cannot be started any more."""
-        self._reader.check()
+        await self._reader.check()
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
             self._engine.close()
             self._reader.close()
-
-
-def batched(serving: ServingSettings, predict: PredictMany) -> PredictOne:
-    """Batches of what came while the one before was computed: nobody waits for a batch to fill."""
-    batch: Any = serve.batch(
-        max_batch_size=serving.max_batch_faces, batch_wait_timeout_s=serving.batch_wait_s, batch_size_fn=num_faces
-    )
-    predict_one: PredictOne = batch(predict)
-    return predict_one
 
 
 def listening_host() -> str | None:
@@ -129,11 +132,12 @@ def listening_host() -> str | None:
 def application(settings: Settings) -> serve.Application:
     """The service by its settings: replicas, CPUs, GPUs and queues."""
     serving = settings.serving
+    grace_s = serving.max_body_s + serving.max_request_s + 10  # of a replica that ends: requests in work are answered
     options: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": serving.num_cpus, "num_gpus": serving.num_gpus},
         # The queue is ours (`serve.admission`), which answers at once; Serve's own stands behind it.
         "max_ongoing_requests": 4 * (serving.max_running + serving.max_waiting),
-        "graceful_shutdown_timeout_s": DRAIN_S,
+        "graceful_shutdown_timeout_s": grace_s,
         **_scale(serving.num_replicas, serving.max_replicas, serving.max_running),
     }
     if not serving.num_decoders:
@@ -142,7 +146,7 @@ def application(settings: Settings) -> serve.Application:
         ray_actor_options={"num_cpus": 1},
         max_ongoing_requests=2,  # one in work, one that has arrived
         max_queued_requests=serving.max_running + serving.max_waiting,
-        graceful_shutdown_timeout_s=DRAIN_S,
+        graceful_shutdown_timeout_s=grace_s,
         **_scale(serving.num_decoders, serving.max_decoders, 1),
     )(Decoding).bind(settings)
     return serve.deployment(**options)(Scoring).bind(settings, decoding)

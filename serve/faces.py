@@ -3,13 +3,11 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from infra.errors import TypedError
+from infra.errors import TypedError, UserError
 from infra.settings import ServingSettings, StorageSettings
 from infra.storage import Storage
 from models.faces.detect import FaceDetector, build_detector
@@ -19,10 +17,8 @@ from models.video.limits import DecodeLimits
 from models.video.sampling import FramePolicy
 from models.video.sandbox import Decoded, DecodeSandbox
 from serve.problems import Problem, of_typed
+from serve.telemetry import log
 from serve.uploads import Source
-
-# Uploads wait here for the decoder's process; in memory where the system has such a folder.
-_SPOOL = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +77,17 @@ class FaceReader:
             self._free.put_nowait(sandbox)
 
     def prepare(self, policies: Policies) -> None:
-        """Load what the policies need, so that the first request does not wait for it."""
+        """Load what the policies need, so that the first request does not wait for it.
+
+        Raises:
+            UserError: They want more of a video than the service allows.
+        """
+        num_frames = len(policies.frames.wanted())
+        if num_frames > self._serving.max_frames:
+            raise UserError(
+                f"its frame policy wants {num_frames} frames of a video, the service allows {self._serving.max_frames} "
+                "(serving.max_frames)"
+            )
         if policies.faces not in self._detectors:
             self._detectors[policies.faces] = build_detector(policies.faces, device=self._device)
 
@@ -93,24 +99,28 @@ class FaceReader:
         Raises:
             Problem: The source is refused, broken, or takes too long.
         """
-        async with self._sandbox() as sandbox:
-            future = asyncio.get_running_loop().run_in_executor(self._threads, self._read, sandbox, source, wanted)
-            try:
-                return await asyncio.shield(future)
-            except asyncio.CancelledError:
-                sandbox.interrupt()
-                with suppress(Exception):
-                    await asyncio.shield(future)  # the thread ends before its sandbox is another's
-                raise
+        sandbox = await self._free.get()
+        left = threading.Event()
+        future = asyncio.get_running_loop().run_in_executor(self._threads, self._read, sandbox, source, wanted, left)
+        # Not before the thread has ended is its sandbox another's, whoever has stopped waiting for it.
+        future.add_done_callback(lambda _: self._free.put_nowait(sandbox))
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            left.set()
+            sandbox.interrupt()
+            future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody asks for it
+            raise
 
-    def check(self) -> None:
+    async def check(self) -> None:
         """Raise where a free decoder's process cannot be started any more."""
-        if not self._free.empty():
-            sandbox = self._free.get_nowait()
-            try:
-                sandbox.start()
-            finally:
-                self._free.put_nowait(sandbox)
+        if self._free.empty():
+            return
+        sandbox = self._free.get_nowait()
+        try:
+            await asyncio.to_thread(sandbox.start)
+        finally:
+            self._free.put_nowait(sandbox)
 
     def close(self) -> None:
         """End the decoding processes."""
@@ -120,32 +130,34 @@ class FaceReader:
         for sandbox in self._sandboxes:
             sandbox.close()
 
-    @asynccontextmanager
-    async def _sandbox(self) -> AsyncIterator[DecodeSandbox]:
-        sandbox = await self._free.get()
-        try:
-            yield sandbox
-        finally:
-            self._free.put_nowait(sandbox)
-
-    def _read(self, sandbox: DecodeSandbox, source: Source, wanted: tuple[Policies, ...]) -> dict[Policies, Extracted]:
+    def _read(
+        self, sandbox: DecodeSandbox, source: Source, wanted: tuple[Policies, ...], left: threading.Event
+    ) -> dict[Policies, Extracted]:
         if source.uri is not None:
-            return self._read_uri(sandbox, source, source.uri, wanted)
+            return self._read_uri(sandbox, source, source.uri, wanted, left)
         assert source.data is not None
-        with tempfile.NamedTemporaryFile(prefix="facereel-upload-", dir=_SPOOL) as file:
-            Path(file.name).write_bytes(source.data)
-            return self._read_uri(sandbox, source, file.name, wanted)
+        try:
+            # Without a name: it is gone with this process, however that ends.
+            with tempfile.TemporaryFile(prefix="facereel-upload-") as file:
+                file.write(source.data)
+                file.flush()
+                return self._read_uri(sandbox, source, f"/proc/{os.getpid()}/fd/{file.fileno()}", wanted, left)
+        except OSError as error:
+            log.error("an upload cannot be kept", extra={"error": str(error)})
+            raise Problem(503, "no_space", "the service has no room for the upload", retry_after_s=30) from error
 
     def _read_uri(
-        self, sandbox: DecodeSandbox, source: Source, uri: str, wanted: tuple[Policies, ...]
+        self, sandbox: DecodeSandbox, source: Source, uri: str, wanted: tuple[Policies, ...], left: threading.Event
     ) -> dict[Policies, Extracted]:
         decoded: dict[FramePolicy, Decoded] = {}
         found = {}
         for policies in wanted:
             self.prepare(policies)
             if policies.frames not in decoded:
+                _check_wanted(left)
                 decoded[policies.frames] = self._decode(sandbox, source, uri, policies.frames)
             sampled = decoded[policies.frames].sampled
+            _check_wanted(left)
             crops = extract_faces(sampled.frames, policies.faces, self._detectors[policies.faces])
             scale = sampled.width / sampled.frames[0].rgb.shape[1] if sampled.frames else 1.0
             found[policies] = Extracted(
@@ -161,12 +173,6 @@ class FaceReader:
 
     def _decode(self, sandbox: DecodeSandbox, source: Source, uri: str, policy: FramePolicy) -> Decoded:
         serving = self._serving
-        if len(policy.wanted()) > serving.max_frames:
-            raise Problem(
-                422,
-                "too_many_frames",
-                f"the scorer wants {len(policy.wanted())} frames, the service {serving.max_frames}",
-            )
         limits = DecodeLimits(
             max_file_bytes=max(serving.max_image_bytes, serving.max_video_bytes),
             max_pixels=serving.max_pixels,
@@ -180,3 +186,9 @@ class FaceReader:
         except TypedError as error:
             raise of_typed(error, source.name) from error
         return decoded
+
+
+def _check_wanted(left: threading.Event) -> None:
+    """End a thread whose request nobody waits for any more."""
+    if left.is_set():
+        raise Problem(499, "client_left", "nobody waits for this request")

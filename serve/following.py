@@ -94,6 +94,7 @@ class Following:
             raise UserError(f"serving.tasks: there is no task {sorted(unknown)[0]!r}; known: {', '.join(task_names())}")
         self._client = client
         self._tasks = tasks or task_names()
+        self.wanted = frozenset(self._tasks)
         self._required = bool(tasks)
         self._device, self._batch_size, self._poll_s = device, batch_size, poll_s
         self._prepare = prepare

@@ -99,7 +99,7 @@ def answer(problem: Problem, request_id: str) -> JSONResponse:
         "request_id": request_id,
         **problem.extra,
     }
-    headers = {"X-Request-ID": request_id}
+    headers = {}
     if problem.retry_after_s is not None:
         headers["Retry-After"] = str(problem.retry_after_s)
     if problem.status == 401:

@@ -77,7 +77,7 @@ class Timing(_Answer):
     queue_ms: float = Field(description="in the queue")
     faces_ms: float = Field(description="decoding, detecting and cutting, the wait for it included")
     predict_ms: float = Field(description="in the networks, the wait for a batch included")
-    total_ms: float = Field(description="from the first byte to the answer")
+    total_ms: float = Field(description="of all these, from the moment that the body was there")
 
 
 class ScoreAnswer(_Answer):

@@ -5,8 +5,7 @@ import io
 import math
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -20,6 +19,7 @@ from models.predictor import Crops, VideoPrediction
 from models.registry import CHALLENGER, CHAMPION
 from models.video.stills import is_still
 from serve.admission import Admission
+from serve.batching import Batcher, Item
 from serve.faces import Extracted, Policies
 from serve.following import Following, LiveScorer, Role
 from serve.problems import Problem, of_typed
@@ -36,32 +36,6 @@ class Faces(Protocol):
     async def read(self, source: Source, wanted: tuple[Policies, ...]) -> dict[Policies, Extracted]:
         """The faces under each pair of policies; see `serve.faces.FaceReader.read`."""
         ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Item:
-    """The crops of one request for one scorer."""
-
-    live: LiveScorer
-    crops: Crops
-
-
-PredictMany = Callable[[list[Item]], Awaitable[list[VideoPrediction]]]
-PredictOne = Callable[[Item], Awaitable[VideoPrediction]]
-
-
-def one_by_one(predict: PredictMany) -> PredictOne:
-    """No batches: each item goes alone."""
-
-    async def predict_one(item: Item) -> VideoPrediction:
-        return (await predict([item]))[0]
-
-    return predict_one
-
-
-def num_faces(items: Sequence[Item]) -> int:
-    """The size of a batch."""
-    return sum(len(item.crops) for item in items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +61,6 @@ class Engine:
         following: the scorers in use.
         images: what reads pictures.
         videos: what reads videos.
-        batched: makes of what predicts many items what predicts one of them, together with those of other requests.
     """
 
     def __init__(
@@ -96,27 +69,23 @@ class Engine:
         following: Following,
         images: Faces,
         videos: Faces,
-        batched: Callable[[PredictMany], PredictOne] = one_by_one,
     ) -> None:
         serving = settings.serving
         self.settings = settings
         self.following = following
-        self.admission = Admission(serving.max_running, serving.max_waiting, serving.retry_after_s)
+        self.admission = Admission(
+            serving.max_running, serving.max_waiting, serving.retry_after_s, max_wait_s=serving.max_request_s
+        )
         self._faces: dict[Kind, Faces] = {"image": images, "video": videos}
         self._storage = Storage(settings.storage)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="predict")
+        self._batcher = Batcher(_predict, serving.max_batch_faces)
         self._shadows: set[asyncio.Task[None]] = set()
-
-        async def predict_batch(items: list[Item]) -> list[VideoPrediction]:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, _predict, items)
-
-        self._predict_one = batched(predict_batch)
 
     def close(self) -> None:
         """Stop what runs beside requests."""
         for task in self._shadows:
             task.cancel()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._batcher.close()
 
     async def score(self, source: Source, kind: Kind, wish: Wish, request_id: str, *, queued_s: float) -> ScoreAnswer:
         """The answer to a picture or a video.
@@ -191,11 +160,10 @@ class Engine:
         found = []
         for task in tasks:
             if task not in known:
-                raise Problem(
-                    404 if task not in self._all_tasks() else 503,
-                    "unknown_task" if task not in self._all_tasks() else "not_ready",
-                    f"task {task!r} is not answered here; answered: {', '.join(known) or 'none yet'}",
-                )
+                told = f"task {task!r} is not answered here; answered: {', '.join(known) or 'none yet'}"
+                if task in self.following.wanted:
+                    raise Problem(503, "not_ready", told, retry_after_s=5)
+                raise Problem(404, "unknown_task", told)
             role: Role = wish.role or self._by_share(task, request_id)
             scorer = self.following.get(task, role)
             if scorer is None:
@@ -204,10 +172,19 @@ class Engine:
         return found
 
     async def predict(self, live: LiveScorer, crops: Crops) -> VideoPrediction:
-        """One scorer's prediction of some crops, in a batch with those of other requests."""
+        """One scorer's prediction of some crops, in a batch with those of other requests.
+
+        Raises:
+            Problem: 504 where it takes longer than a request may.
+        """
         if not len(crops):
             return VideoPrediction(None, {})
-        return await self._predict_one(Item(live, crops))
+        serving = self.settings.serving
+        try:
+            async with asyncio.timeout(serving.max_request_s):
+                return await self._batcher.predict(Item(live, crops))
+        except TimeoutError as error:
+            raise Problem(504, "timeout", f"no prediction within {serving.max_request_s:g} seconds") from error
 
     def _by_share(self, task: str, request_id: str) -> Role:
         """Champion or challenger, by the share of traffic: the same id always gets the same."""
@@ -266,14 +243,8 @@ class Engine:
             raise Problem(415, "not_an_image", f"{source.name}: no JPEG, PNG or WebP; a video is for /v1/videos:score")
         raise Problem(415, "not_a_video", f"{source.name}: a picture, which is for /v1/images:score")
 
-    @staticmethod
-    def _all_tasks() -> tuple[str, ...]:
-        from models.tasks.base import task_names
 
-        return task_names()
-
-
-def _predict(items: list[Item]) -> list[VideoPrediction]:
+def _predict(items: Sequence[Item]) -> list[VideoPrediction]:
     """Predictions of the items in order, in the thread of the networks: a scorer's go through its network together."""
     by_scorer: dict[int, list[int]] = {}
     for place, item in enumerate(items):

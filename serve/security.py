@@ -5,8 +5,10 @@ import hmac
 import ipaddress
 import re
 import secrets
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from limits import parse
 from limits.aio.storage import MemoryStorage
@@ -15,6 +17,7 @@ from starlette.datastructures import Headers
 
 from infra.errors import UserError
 from serve.problems import Problem
+from serve.telemetry import log
 
 PREFIX = "frk_"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -65,8 +68,9 @@ def add_key(path: Path, name: str) -> str:
         raise UserError(f"{path}: there is a key {name!r} already: remove its line first, or choose another name")
     key = PREFIX + secrets.token_urlsafe(32)
     path.touch(mode=0o600)
+    before = path.read_text(encoding="utf-8")
     with path.open("a", encoding="utf-8") as file:
-        file.write(f"{name} sha256:{hashed(key)}\n")
+        file.write(f"{'' if not before or before.endswith(chr(10)) else chr(10)}{name} sha256:{hashed(key)}\n")
     return key
 
 
@@ -104,6 +108,7 @@ class Gate:
         self._path = path
         self._read_at = 0
         self._keys: dict[str, str] = {}
+        self._trouble = ""
         if path is not None:
             self._keys = read_keys(path)
             self._read_at = path.stat().st_mtime_ns
@@ -117,9 +122,10 @@ class Gate:
         """Who asks.
 
         Raises:
-            Problem: 401 without a known key, 429 where it asks too often.
+            Problem: 401 without a known key, 429 where it asks too often; without keys 403 for the page of another site.
         """
         if self._path is None:
+            _refuse_other_sites(headers)
             return Caller(ANONYMOUS)
         scheme, _, token = headers.get("authorization", "").partition(" ")
         key = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
@@ -130,8 +136,6 @@ class Gate:
             raise Problem(401, "unauthorized", "the API key is not known here")
         if not await self._windows.hit(self._rate, name):
             reset_at, _ = await self._windows.get_window_stats(self._rate, name)
-            import time
-
             wait_s = max(1, round(reset_at - time.time()))
             raise Problem(429, "rate_limited", f"more than {self._rate}: wait", retry_after_s=wait_s)
         return Caller(name)
@@ -150,5 +154,23 @@ class Gate:
             changed_at = self._path.stat().st_mtime_ns
             if changed_at != self._read_at:
                 self._keys, self._read_at = read_keys(self._path), changed_at
-        except (OSError, UserError):
+        except (OSError, UserError) as error:
+            if str(error) != self._trouble:
+                log.error("the file of API keys cannot be read: the keys of before count", extra={"error": str(error)})
+            self._trouble = str(error)
             return
+        self._trouble = ""
+
+
+def _refuse_other_sites(headers: Headers) -> None:
+    """Without keys, the pages of other sites in this machine's browser are nobody: they could start batches.
+
+    Raises:
+        Problem: The request comes from such a page, or asks for a name that is not this machine's.
+    """
+    host = urlsplit(f"//{headers.get('host', '')}")
+    if not is_loopback(host.hostname):
+        raise Problem(403, "foreign_host", "without API keys the service answers to 127.0.0.1 and localhost alone")
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != host.netloc:
+        raise Problem(403, "cross_site", "the page of another site asks: that needs an API key")

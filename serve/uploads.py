@@ -145,10 +145,10 @@ def allowed_uri(uri: str, settings: ServingSettings) -> str:
     if ".." in uri.split("/") or "?" in uri or "#" in uri:
         raise Problem(422, "invalid_uri", "the uri has '..', '?' or '#': name the object itself")
     for prefix in settings.buckets:
-        if is_s3(prefix) and is_s3(uri) and uri.startswith(prefix.rstrip("/") + "/"):
+        if is_s3(prefix) and is_s3(uri) and f"{uri}/".startswith(prefix.rstrip("/") + "/"):
             return uri
         if not is_s3(prefix) and not _SCHEME.match(uri) and _lies_in(uri, prefix):
-            return uri
+            return str(Path(uri).resolve())
     raise Problem(
         403,
         "uri_not_allowed",

@@ -4,6 +4,7 @@ const $ = (id) => document.getElementById(id);
 const LOW = 60;
 let shown = 0; // number of the newest request: an older one that answers late is not drawn
 let objectUrl = null;
+let newest = new AbortController();
 
 const element = (name, attributes = {}, ...children) => {
   const node = document.createElement(name);
@@ -60,6 +61,8 @@ function say(text, { bad = false, waiting = false } = {}) {
 
 async function score(file) {
   const number = ++shown;
+  newest.abort(); // whoever chooses another file waits for that one
+  newest = new AbortController();
   const isVideo = file.type.startsWith("video/") || /\.(mp4|mov|mkv|webm|avi|m4v)$/i.test(file.name);
   say(`scoring ${file.name} …`, { waiting: true });
   const query = new URLSearchParams({ several_people: $("people").value });
@@ -67,7 +70,7 @@ async function score(file) {
   let answer;
   try {
     answer = await fetch(`/v1/${isVideo ? "videos" : "images"}:score?${query}`, {
-      method: "POST", body: file, headers: { ...headers(), "Content-Type": file.type || "application/octet-stream" },
+      method: "POST", body: file, signal: newest.signal, headers: { ...headers(), "Content-Type": file.type || "application/octet-stream" },
     });
   } catch {
     if (number === shown) say("the service cannot be reached", { bad: true });
@@ -75,11 +78,14 @@ async function score(file) {
   }
   if (number !== shown) return;
   if (!answer.ok) {
+    const told = await problem(answer);
+    if (number !== shown) return;
     $("result").hidden = true;
-    say(await problem(answer), { bad: true });
+    say(told, { bad: true });
     return;
   }
   const found = await answer.json();
+  if (number !== shown) return;
   draw(found, file);
   say(`${file.name}: answered in ${Math.round(found.timing.total_ms)} ms`);
   askService().catch(() => {});
@@ -242,7 +248,12 @@ async function sample(name) {
   await score(new File([data], name, { type: data.type || (name.endsWith(".mp4") ? "video/mp4" : "image/jpeg") }));
 }
 
-$("file").addEventListener("change", () => { if ($("file").files[0]) score($("file").files[0]); });
+$("file").addEventListener("change", () => {
+  const [file] = $("file").files;
+  if (file) score(file);
+  $("file").value = ""; // the same file again is a choice too
+});
+for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
 $("drop").addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
 $("drop").addEventListener("dragleave", () => $("drop").classList.remove("over"));
 $("drop").addEventListener("drop", (event) => {

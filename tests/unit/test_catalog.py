@@ -96,3 +96,15 @@ def test_a_prefix_without_media_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UserError, match="no videos or images"):
         read(str(tmp_path))
+
+
+def test_a_catalog_may_be_kept_within_a_folder(tmp_path):
+    inside = tmp_path / "allowed"
+    inside.mkdir()
+    for name, uri in (("good", "a.mp4"), ("out", "/etc/passwd"), ("beside", f"{inside}-too/a.mp4"), ("up", "../b.mp4")):
+        (inside / f"{name}.csv").write_text(f"video_id,uri\n1,{uri}\n")
+    within = (str(inside),)
+    open_catalog(str(inside / "good.csv"), Storage(), duckdb.connect(), within=within)
+    for name in ("out", "beside", "up"):
+        with pytest.raises(UserError, match="lies outside of"):
+            open_catalog(str(inside / f"{name}.csv"), Storage(), duckdb.connect(), within=within)

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,11 @@ import tritonclient.http as triton
 from infra.errors import UserError
 from models.faces.detect import build_detector
 from models.faces.extract import extract_faces
-from models.predictor import Predictor
+from models.predictor import Predictor, VideoPrediction
 from models.video.limits import DecodeLimits
 from models.video.sandbox import DecodeSandbox
 from serve.admission import Admission
+from serve.batching import Batcher, Item
 from serve.client import AsyncClient, Client, Retries, ServiceError
 from serve.faces import FaceReader
 from serve.following import SelfTestFailed, self_test
@@ -416,6 +418,52 @@ def test_a_cancelled_read_ends_its_decoder(service: Service, tmp_path: Path) -> 
     asyncio.run(story())
 
 
+def test_batches_form_while_one_is_computed() -> None:
+    """What waits goes together; what is too large goes alone; who leaves or fails takes nobody along."""
+    live: Any = object()
+    sizes: list[list[int]] = []
+    go = threading.Event()
+
+    def predict(items: Sequence[Item]) -> list[VideoPrediction]:
+        sizes.append([len(item.crops) for item in items])
+        go.wait(10)
+        if any(len(item.crops) == 13 for item in items):
+            raise RuntimeError("unlucky")
+        return [VideoPrediction({"n": len(item.crops)}, {}) for item in items]
+
+    async def story() -> None:
+        batcher = Batcher(predict, max_faces=8)
+
+        def ask(num_faces: int) -> asyncio.Task[VideoPrediction]:
+            return asyncio.create_task(batcher.predict(Item(live, np.empty((num_faces, 1, 1, 3), np.uint8))))
+
+        first = ask(1)
+        while not sizes:
+            await asyncio.sleep(0.001)
+        tasks = [ask(number) for number in (2, 3, 3, 4, 100, 13, 1)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        go.set()
+        found = await asyncio.gather(first, *tasks, return_exceptions=True)
+        assert sizes == [[1], [2, 3], [4], [100], [13], [1]]
+        assert isinstance(found[2], asyncio.CancelledError)
+        assert isinstance(found[6], RuntimeError)
+        answers = [one.columns["n"] for one in found if isinstance(one, VideoPrediction) and one.columns]
+        assert answers == [1, 2, 3, 4, 100, 1]
+        assert (await ask(5)).columns == {"n": 5}
+        batcher.close()
+
+    asyncio.run(story())
+
+
+def test_more_crops_than_a_batch_are_answered(service: Service) -> None:
+    crops = np.zeros((100, 40, 40, 3), np.uint8)
+    with triton.InferenceServerClient(service.url.removeprefix("http://")) as client:
+        tensor = triton.InferInput("crops", list(crops.shape), "UINT8")
+        tensor.set_data_from_numpy(crops)
+        assert client.infer("fs2k", [tensor]).as_numpy("smile").shape == (100,)
+
+
 # Batches.
 
 
@@ -425,6 +473,7 @@ def test_a_batch_and_its_key(service: Service, client: Client) -> None:
     assert (batch.state, batch.counts, batch.tasks) == ("pending", None, ["attractiveness", "fs2k"])
     assert "-m ray_jobs score" in jobs.commands[batch.id]
     assert "--limit 2" in jobs.commands[batch.id]
+    assert f"--within {SAMPLES}" in jobs.commands[batch.id]
     assert not any("SECRET" in name for name in jobs.env)
     again = client.create_batch(str(SAMPLES), limit=2, idempotency_key="nightly")
     assert again.id == batch.id
@@ -449,7 +498,17 @@ def test_a_batch_and_its_key(service: Service, client: Client) -> None:
     assert client.stop_batch(batch.id).state == "stopped"
     assert client.stop_batch(batch.id).state == "stopped"  # twice does nothing
 
+    jobs.jobs.pop(batch.id)  # the cluster is gone: what the records say counts
+    assert client.get_batch(batch.id).state == "stopped"
+    (folder / "run.json").write_text(json.dumps(run | {"state": "done"}))
+    assert client.get_batch(batch.id).state == "succeeded"
+    assert client.create_batch(str(SAMPLES), limit=2, idempotency_key="nightly").state == "succeeded"
+    assert batch.id not in jobs.jobs  # done is not done again
+
     jobs.jobs.pop(other.id)
+    assert client.get_batch(other.id).state == "pending"  # its job may be on its way
+    record = Path(other.tables).parent / "batch.json"
+    record.write_text(re.sub(r'"created_at": "[^"]*"', '"created_at": "2026-01-01T00:00:00Z"', record.read_text()))
     assert client.get_batch(other.id).state == "lost"
     seen: list[str] = []
     jobs.jobs[other.id] = ("SUCCEEDED", "")
@@ -503,15 +562,17 @@ def test_the_client_waits_as_long_as_it_is_told(monkeypatch: pytest.MonkeyPatch)
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     answers = [
-        httpx.Response(429, headers={"Retry-After": "3"}, json={"code": "overloaded", "detail": "later"}),
-        httpx.Response(503, json={"code": "not_ready", "detail": "later"}),
+        httpx.Response(
+            429, headers={"Retry-After": "3"}, json={"code": "overloaded", "detail": "later", "request_id": "r0"}
+        ),
+        httpx.Response(503, json={"code": "not_ready", "detail": "later", "request_id": "r0"}),
         httpx.Response(200, json={"models": [], "refused": {}, "limits": {}, "batches": False}),
     ]
     with Client("http://service", transport=httpx.MockTransport(lambda request: answers.pop(0))) as client:
         assert client.service().models == []
     assert waits[0] == 3
     assert 0.25 <= waits[1] <= 0.5
-    refusal = httpx.Response(422, headers={"X-Request-ID": "r1"}, json={"code": "corrupt", "detail": "image: broken"})
+    refusal = httpx.Response(422, json={"code": "corrupt", "detail": "image: broken", "request_id": "r1"})
     with Client("http://service", transport=httpx.MockTransport(lambda request: refusal)) as client:
         with pytest.raises(ServiceError) as error:
             client.score_image(b"x")
