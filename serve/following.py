@@ -101,12 +101,16 @@ class Following:
         self._live: dict[tuple[str, Role], LiveScorer] = {}
         self._refused: dict[tuple[str, Role], tuple[str, float, str]] = {}
         self._lock = asyncio.Lock()
+        self._has_looked = False
 
     @property
     def ready(self) -> bool:
-        """Whether every task has a champion that is loaded and checked (without a list of tasks: at least one has)."""
+        """Whether every task has a champion that is loaded and checked.
+
+        Without a list of tasks: every one that had a champion at the first look, and at least one.
+        """
         loaded = {task for task, role in self._live if role == CHAMPION}
-        return loaded == set(self._tasks) if self._required else bool(loaded)
+        return loaded == set(self._tasks) if self._required else self._has_looked and bool(loaded)
 
     def scorers(self) -> list[LiveScorer]:
         """All that are in use."""
@@ -141,6 +145,7 @@ class Following:
             for task in self._tasks:
                 for role in ROLES:
                     await self._look(task, role)
+            self._has_looked = True
             metrics().ready.set(float(self.ready))
             for live in self.scorers():  # again and again: a gauge that is not set is forgotten
                 metrics().version.set(float(live.version), {"task": live.task, "role": live.role})
