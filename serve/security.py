@@ -122,7 +122,7 @@ class Gate:
         """Who asks.
 
         Raises:
-            Problem: 401 without a known key, 429 where it asks too often; without keys 403 for the page of another site.
+            Problem: 401 without a known key, 429 where it asks too often; without keys 403 for other sites' pages.
         """
         if self._path is None:
             _refuse_other_sites(headers)
