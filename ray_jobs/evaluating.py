@@ -15,13 +15,13 @@ from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage import Storage, join
 from infra.tracking import tracking_client
-from models.calibration import Calibration
-from models.evaluation import Evaluation, Figure, evaluate, resample
+from models.evaluation import Evaluation
 from models.predictor import Predictor
 from models.registry import ResolvedScorer, resolve
 from models.scorer import Scorer
-from models.tasks.base import Probabilities, Targets, Task, get_task
+from models.tasks.base import Probabilities, Task, get_task
 from ray_jobs.cluster import connect
+from ray_jobs.comparing import Compared, compare
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import DatasetManifest, groups_of, read_manifest, read_targets, split_parts
 from ray_jobs.crops.mapping import map_crops, scanned
@@ -35,7 +35,6 @@ _BANDS: dict[str, tuple[float, ...]] = {
     "yaw_deg": (15, 30, 45),
     "score": (65, 70, 75, 80, 85, 90),
 }
-SLICE_RESAMPLES = 2000  # enough for the tails of an interval that allows for many slices
 _QUARTILES = ("sharpness", "brightness", "size_px")
 
 
@@ -52,28 +51,6 @@ class EvaluateConfig:
     slices: tuple[str, ...] = ()
     num_resamples: int = 200
     use_gpu: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One scorer's answers to labelled rows, or two scorers': the second is what the first is held against."""
-
-    task: Task
-    answers: tuple[Probabilities, ...]
-    targets: Targets
-    groups: tuple[str, ...]  # creator of each row
-    columns: dict[str, list[str | None]]  # what slices are told apart by: name -> value of each row
-    evaluations: tuple[Evaluation, ...]
-    differences: dict[str, Figure]  # metric -> the first's less the second's, paired; empty where there is one
-
-    def slice_difference(self, column: str, value: str, level: float) -> Figure:
-        """The difference of the best metric over a slice, with its paired interval at this level."""
-        chosen = np.flatnonzero(np.asarray([given == value for given in self.columns[column]]))
-        answers = [{name: p[chosen] for name, p in answer.items()} for answer in self.answers]
-        groups = [self.groups[row] for row in chosen]
-        return _differences(self.task, answers, self.targets[chosen], groups, SLICE_RESAMPLES, level)[
-            self.task.best_metric
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,56 +107,6 @@ def measure(config: EvaluateConfig, scorers: Sequence[ResolvedScorer], settings:
         num_resamples=config.num_resamples,
     )
     return Measured(manifest, tuple(scorers), compared, table, tuple(parts))
-
-
-def compare(
-    task: Task,
-    answers: Sequence[Probabilities],
-    targets: Targets,
-    *,
-    videos: Sequence[str],
-    groups: Sequence[str],
-    baseline: Probabilities,
-    calibrations: Sequence[Calibration],
-    columns: dict[str, list[str | None]],
-    num_resamples: int,
-) -> Compared:
-    """Evaluate one scorer's answers, or two scorers' and their paired differences.
-
-    Args:
-        task: What is answered.
-        answers: Of each scorer: head name -> float32[n, C].
-        targets: int64[n, H].
-        videos: The video of each row.
-        groups: The creator of each row.
-        baseline: The trivial answer.
-        calibrations: Of each scorer: its intervals.
-        columns: What to slice by.
-        num_resamples: Of the bootstrap.
-    """
-    evaluations = [
-        evaluate(
-            task,
-            probabilities,
-            targets,
-            videos=videos,
-            groups=groups,
-            baseline=baseline,
-            half_widths={name: (item.half_width, item.level) for name, item in calibration.intervals.items()},
-            columns=columns,
-            num_resamples=num_resamples,
-        )
-        for probabilities, calibration in zip(answers, calibrations, strict=True)
-    ]
-    return Compared(
-        task=task,
-        answers=tuple(answers),
-        targets=targets,
-        groups=tuple(groups),
-        columns=columns,
-        evaluations=tuple(evaluations),
-        differences=_differences(task, answers, targets, groups, num_resamples) if len(answers) == 2 else {},
-    )
 
 
 def write_evaluation(config: EvaluateConfig, found: Measured, settings: Settings) -> None:
@@ -279,36 +206,6 @@ def _band(value: float, edges: Sequence[float]) -> str:
     if place == len(edges):
         return f"{edges[-1]:g} and more"
     return f"{edges[place - 1]:g} to {edges[place]:g}"
-
-
-def _differences(
-    task: Task,
-    answers: Sequence[Probabilities],
-    targets: Targets,
-    groups: Sequence[str],
-    num_resamples: int,
-    level: float = 0.95,
-) -> dict[str, Figure]:
-    """The first scorer's figures less the second's, with intervals from the same resamples of creators for both."""
-    group_of = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1]
-    drawn: dict[str, list[float]] = {}
-    for rows in resample(group_of, num_resamples):
-        try:
-            first, second = (
-                task.metrics({name: p[rows] for name, p in answer.items()}, targets[rows]) for answer in answers
-            )
-        except UserError:  # no label among them
-            continue
-        for name in first.keys() & second.keys():
-            drawn.setdefault(name, []).append(first[name] - second[name])
-    values = [task.metrics(answer, targets) for answer in answers]
-    differences = {}
-    for name in values[0]:
-        low, high = (
-            np.quantile(drawn[name], [(1 - level) / 2, (1 + level) / 2]).tolist() if drawn.get(name) else (None, None)
-        )
-        differences[name] = Figure(value=values[0][name] - values[1][name], low=low, high=high)
-    return differences
 
 
 def _notes(config: EvaluateConfig, manifest: DatasetManifest, found: ResolvedScorer) -> list[str]:

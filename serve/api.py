@@ -9,16 +9,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from pydantic import ValidationError
 from starlette.datastructures import Headers
 
 from models.registry import CHAMPION
 from serve import inference_protocol, problems
 from serve.admission import Admission
 from serve.batches import Batches
-from serve.following import Role
 from serve.problems import Problem
 from serve.schemas import PROBLEMS, Batch, BatchRequest, ModelInfo, ScoreAnswer, ServiceInfo
 from serve.scoring import Engine, Kind, Wish
@@ -36,7 +37,6 @@ _OPEN = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/re
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _BATCH_BODY_BYTES = 32 << 20
 _MAX_HEADER_BYTES = 32 << 10
-_BATCH_ID = r"^batch-[0-9a-f]{16}$"
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -59,6 +59,16 @@ Model = Annotated[
     Literal["champion", "challenger"] | None, Query(description="whom to ask; default: the champion, or by share")
 ]
 ModelHeader = Annotated[Literal["champion", "challenger"] | None, Header(alias="X-Facereel-Model")]
+BatchId = Annotated[str, PathParameter(pattern=r"^batch-[0-9a-f]{16}$")]
+
+
+def _asked(
+    task: TaskNames = None, model: Model = None, several_people: People = "answer", x_facereel_model: ModelHeader = None
+) -> Wish:
+    return Wish(tuple(dict.fromkeys(task or ())), model or x_facereel_model, several_people)
+
+
+Asked = Annotated[Wish, Depends(_asked)]
 
 
 def create_app(
@@ -140,44 +150,17 @@ def _add_scoring(app: FastAPI, engine: Engine) -> None:
         request.state.models = [f"{task}/{item.model.version}/{item.model.role}" for task, item in found.tasks.items()]
         return JSONResponse(found.model_dump(mode="json"))
 
-    def _wish(tasks: list[str] | None, role: Role | None, header: Role | None, people: str) -> Wish:
-        return Wish(tuple(dict.fromkeys(tasks or ())), role or header, "abstain" if people == "abstain" else "answer")
+    described: dict[str, Any] = {"response_model": ScoreAnswer, "responses": PROBLEMS, "tags": ["score"]}
 
-    @app.post(
-        "/v1/images:score",
-        response_model=ScoreAnswer,
-        responses=PROBLEMS,
-        openapi_extra=bodies["image"],
-        tags=["score"],
-    )
-    async def score_image(
-        request: Request,
-        task: TaskNames = None,
-        uri: Uri = None,
-        model: Model = None,
-        several_people: People = "answer",
-        x_facereel_model: ModelHeader = None,
-    ) -> JSONResponse:
+    @app.post("/v1/images:score", openapi_extra=bodies["image"], **described)
+    async def score_image(request: Request, wish: Asked, uri: Uri = None) -> JSONResponse:
         """Score the faces of a picture: JPEG, PNG or WebP, as the body, in a form, or in an allowed bucket."""
-        return await score(request, "image", uri, _wish(task, model, x_facereel_model, several_people))
+        return await score(request, "image", uri, wish)
 
-    @app.post(
-        "/v1/videos:score",
-        response_model=ScoreAnswer,
-        responses=PROBLEMS,
-        openapi_extra=bodies["video"],
-        tags=["score"],
-    )
-    async def score_video(
-        request: Request,
-        task: TaskNames = None,
-        uri: Uri = None,
-        model: Model = None,
-        several_people: People = "answer",
-        x_facereel_model: ModelHeader = None,
-    ) -> JSONResponse:
+    @app.post("/v1/videos:score", openapi_extra=bodies["video"], **described)
+    async def score_video(request: Request, wish: Asked, uri: Uri = None) -> JSONResponse:
         """Score the faces in the frames of a video that the scorer's own frame policy wants."""
-        return await score(request, "video", uri, _wish(task, model, x_facereel_model, several_people))
+        return await score(request, "video", uri, wish)
 
 
 def _add_operations(app: FastAPI, engine: Engine, with_batches: bool) -> None:
@@ -252,8 +235,6 @@ def _add_batches(app: FastAPI, engine: Engine, batches: Batches) -> None:
         response.headers["Location"] = f"/v1/batches/{batch.id}"
         return batch
 
-    BatchId = Annotated[str, _path(pattern=_BATCH_ID)]  # noqa: N806
-
     @app.get("/v1/batches/{batch_id}", response_model=Batch, responses=PROBLEMS, tags=["batches"])
     async def get_batch(request: Request, batch_id: BatchId) -> Batch:
         """How far a batch is, and where its results are."""
@@ -265,15 +246,7 @@ def _add_batches(app: FastAPI, engine: Engine, batches: Batches) -> None:
         return await batches.stop(batch_id, _caller(request).name)
 
 
-def _path(pattern: str) -> Any:
-    from fastapi import Path as PathParameter
-
-    return PathParameter(pattern=pattern)
-
-
 def _validated(body: bytes) -> BatchRequest:
-    from pydantic import ValidationError
-
     try:
         return BatchRequest.model_validate_json(body)
     except ValidationError as error:

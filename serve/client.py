@@ -9,19 +9,46 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypedDict
 
 import httpx
+from typing_extensions import Unpack
 
 from serve.schemas import Batch, ScoreAnswer, ServiceInfo
 
 ENDED = frozenset({"succeeded", "failed", "stopped", "lost"})
 _TRY_AGAIN = frozenset({429, 502, 503})
 Picture = Path | bytes
+
+
+class ScoreOptions(TypedDict, total=False):
+    """What a request for a score may say besides.
+
+    ``uri`` is an object in an allowed bucket, instead of bytes; ``tasks`` are all by default; ``model`` is whom to ask;
+    ``several_people`` is what to do where a frame shows more than one face.
+    """
+
+    uri: str | None
+    tasks: Sequence[str]
+    model: Literal["champion", "challenger"] | None
+    several_people: Literal["answer", "abstain"]
+
+
+class BatchOptions(TypedDict, total=False):
+    """What a batch may be told.
+
+    ``videos`` (``video_id``, ``uri``, perhaps ``creator_id``) stand instead of a catalog; ``tasks`` are all by default;
+    ``limit`` is the most videos to score; the same ``idempotency_key`` starts one batch.
+    """
+
+    videos: list[dict[str, str]] | None
+    tasks: list[str] | None
+    limit: int | None
+    idempotency_key: str | None
 
 
 class ServiceError(Exception):
@@ -78,41 +105,23 @@ class _Request:
         )
 
 
-def _score(
-    kind: Literal["images", "videos"],
-    source: Picture | None,
-    uri: str | None,
-    tasks: Iterable[str],
-    model: str | None,
-    several_people: str,
-) -> _Request:
+def _score(kind: Literal["images", "videos"], source: Picture | None, options: ScoreOptions) -> _Request:
+    uri = options.get("uri")
     if (source is None) == (uri is None):
         raise ValueError("give either the bytes (or a path) or a uri")
-    params: list[tuple[str, str | int | float | bool | None]] = [("task", task) for task in tasks]
-    given = {"several_people": several_people, "model": model, "uri": uri}
+    params: list[tuple[str, str | int | float | bool | None]] = [("task", task) for task in options.get("tasks", ())]
+    given = {"several_people": options.get("several_people"), "model": options.get("model"), "uri": uri}
     params += [(name, value) for name, value in given.items() if value is not None]
     content = source.read_bytes() if isinstance(source, Path) else source
     headers = {"Content-Type": "application/octet-stream"} if content is not None else {}
     return _Request("POST", f"/v1/{kind}:score", params, content, headers=headers)
 
 
-def _batch(
-    catalog: str | None,
-    videos: Iterable[dict[str, str]] | None,
-    tasks: Iterable[str] | None,
-    limit: int | None,
-    idempotency_key: str | None,
-) -> _Request:
-    body: dict[str, Any] = {
-        "catalog": catalog,
-        "videos": None if videos is None else list(videos),
-        "tasks": None if tasks is None else list(tasks),
-        "limit": limit,
-    }
+def _batch(catalog: str | None, options: BatchOptions) -> _Request:
+    body = {name: value for name, value in {"catalog": catalog, **options}.items() if value is not None}
     # With a key of its own even a caller who gives none starts one batch, however often the request is tried.
-    key = idempotency_key or uuid.uuid4().hex
-    given = {name: value for name, value in body.items() if value is not None}
-    return _Request("POST", "/v1/batches", json=given, headers={"Idempotency-Key": key})
+    key = str(body.pop("idempotency_key", None) or uuid.uuid4().hex)
+    return _Request("POST", "/v1/batches", json=body, headers={"Idempotency-Key": key})
 
 
 def _answer(response: httpx.Response) -> Any:
@@ -176,49 +185,25 @@ class Client:
         """Close its connections."""
         self._http.close()
 
-    def score_image(
-        self,
-        image: Picture | None = None,
-        *,
-        uri: str | None = None,
-        tasks: Iterable[str] = (),
-        model: Literal["champion", "challenger"] | None = None,
-        several_people: Literal["answer", "abstain"] = "answer",
-    ) -> ScoreAnswer:
+    def score_image(self, image: Picture | None = None, **options: Unpack[ScoreOptions]) -> ScoreAnswer:
         """Score a picture: bytes, a path, or the uri of an object in an allowed bucket.
 
         Raises:
             ServiceError: It was refused, or the service cannot be reached.
         """
-        return ScoreAnswer.model_validate(self._send(_score("images", image, uri, tasks, model, several_people)))
+        return ScoreAnswer.model_validate(self._send(_score("images", image, options)))
 
-    def score_video(
-        self,
-        video: Picture | None = None,
-        *,
-        uri: str | None = None,
-        tasks: Iterable[str] = (),
-        model: Literal["champion", "challenger"] | None = None,
-        several_people: Literal["answer", "abstain"] = "answer",
-    ) -> ScoreAnswer:
+    def score_video(self, video: Picture | None = None, **options: Unpack[ScoreOptions]) -> ScoreAnswer:
         """Score a video; as `score_image`."""
-        return ScoreAnswer.model_validate(self._send(_score("videos", video, uri, tasks, model, several_people)))
+        return ScoreAnswer.model_validate(self._send(_score("videos", video, options)))
 
     def service(self) -> ServiceInfo:
         """The scorers in use and the limits of a request."""
         return ServiceInfo.model_validate(self._send(_Request("GET", "/v1/service")))
 
-    def create_batch(
-        self,
-        catalog: str | None = None,
-        *,
-        videos: Iterable[dict[str, str]] | None = None,
-        tasks: Iterable[str] | None = None,
-        limit: int | None = None,
-        idempotency_key: str | None = None,
-    ) -> Batch:
+    def create_batch(self, catalog: str | None = None, **options: Unpack[BatchOptions]) -> Batch:
         """Start a batch over a catalog's uri, or over videos (``video_id``, ``uri``, perhaps ``creator_id``)."""
-        return Batch.model_validate(self._send(_batch(catalog, videos, tasks, limit, idempotency_key)))
+        return Batch.model_validate(self._send(_batch(catalog, options)))
 
     def get_batch(self, batch_id: str) -> Batch:
         """The batch as it stands."""
@@ -283,45 +268,21 @@ class AsyncClient:
         """Close its connections."""
         await self._http.aclose()
 
-    async def score_image(
-        self,
-        image: Picture | None = None,
-        *,
-        uri: str | None = None,
-        tasks: Iterable[str] = (),
-        model: Literal["champion", "challenger"] | None = None,
-        several_people: Literal["answer", "abstain"] = "answer",
-    ) -> ScoreAnswer:
+    async def score_image(self, image: Picture | None = None, **options: Unpack[ScoreOptions]) -> ScoreAnswer:
         """As `Client.score_image`."""
-        return ScoreAnswer.model_validate(await self._send(_score("images", image, uri, tasks, model, several_people)))
+        return ScoreAnswer.model_validate(await self._send(_score("images", image, options)))
 
-    async def score_video(
-        self,
-        video: Picture | None = None,
-        *,
-        uri: str | None = None,
-        tasks: Iterable[str] = (),
-        model: Literal["champion", "challenger"] | None = None,
-        several_people: Literal["answer", "abstain"] = "answer",
-    ) -> ScoreAnswer:
+    async def score_video(self, video: Picture | None = None, **options: Unpack[ScoreOptions]) -> ScoreAnswer:
         """As `Client.score_video`."""
-        return ScoreAnswer.model_validate(await self._send(_score("videos", video, uri, tasks, model, several_people)))
+        return ScoreAnswer.model_validate(await self._send(_score("videos", video, options)))
 
     async def service(self) -> ServiceInfo:
         """As `Client.service`."""
         return ServiceInfo.model_validate(await self._send(_Request("GET", "/v1/service")))
 
-    async def create_batch(
-        self,
-        catalog: str | None = None,
-        *,
-        videos: Iterable[dict[str, str]] | None = None,
-        tasks: Iterable[str] | None = None,
-        limit: int | None = None,
-        idempotency_key: str | None = None,
-    ) -> Batch:
+    async def create_batch(self, catalog: str | None = None, **options: Unpack[BatchOptions]) -> Batch:
         """As `Client.create_batch`."""
-        return Batch.model_validate(await self._send(_batch(catalog, videos, tasks, limit, idempotency_key)))
+        return Batch.model_validate(await self._send(_batch(catalog, options)))
 
     async def get_batch(self, batch_id: str) -> Batch:
         """As `Client.get_batch`."""

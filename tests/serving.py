@@ -22,6 +22,9 @@ from serve.scoring import Engine
 from serve.security import Gate
 from tests.unit.scorers import small_scorer
 
+SAMPLES = Path(__file__).parents[1] / "serve" / "web" / "samples"
+FACE, TWO, REEL = (SAMPLES / name for name in ("face.jpg", "two-faces.jpg", "reel.mp4"))
+
 
 class NoRegistry:
     """Scorers that were put there by hand; nobody is asked."""

@@ -16,6 +16,7 @@ from models import promotion, registry
 from models.promotion import Change
 from models.registry import ResolvedScorer, model_name
 from models.tasks.base import Task, get_task
+from ray_jobs.comparing import Compared
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import (
     PEOPLE,
@@ -27,7 +28,7 @@ from ray_jobs.crops.dataset import (
     split_parts,
 )
 from ray_jobs.crops.mapping import scanned
-from ray_jobs.evaluating import Compared, EvaluateConfig, measure
+from ray_jobs.evaluating import EvaluateConfig, measure
 from ray_jobs.promoting.gates import (
     Gates,
     Verdict,

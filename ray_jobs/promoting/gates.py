@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, field_valid
 from infra.errors import UserError
 from models.evaluation import Evaluation
 from models.scorer import ScorerManifest
-from ray_jobs.evaluating import Compared
+from ray_jobs.comparing import Compared
 from ray_jobs.limits_file import read_limits_file
 from ray_jobs.promoting.hardware import Cost
 from ray_jobs.promoting.shadow import MIN_SLICE, Shadow

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from tests.serving import Service, running_service
+from tests.serving import SAMPLES, Service, running_service
 
-SAMPLES = Path(__file__).parents[2] / "serve" / "web" / "samples"
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium (apt-get install chromium)")
 

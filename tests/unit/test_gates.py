@@ -14,8 +14,8 @@ from models.calibration import Calibration, Interval
 from models.faces.policy import FacePolicy
 from models.tasks.base import get_task
 from models.video.sampling import FramePolicy
-from ray_jobs.evaluating import Compared
-from ray_jobs.evaluating import compare as compare_answers
+from ray_jobs.comparing import Compared
+from ray_jobs.comparing import compare as compare_answers
 from ray_jobs.promoting.gates import (
     CalibrationGate,
     ContractGate,

@@ -16,10 +16,9 @@ from infra.tracking import experiment_id, tracking_client
 from models import registry
 from serve.client import Client, Retries
 from serve.following import Following
-from tests.serving import running_service
+from tests.serving import FACE, running_service
 from tests.unit.scorers import small_manifest, small_network, small_scorer
 
-FACE = Path(__file__).parents[2] / "serve" / "web" / "samples" / "face.jpg"
 NAME = registry.model_name("fs2k")
 
 

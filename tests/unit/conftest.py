@@ -1,0 +1,22 @@
+"""One service for the tests of a module, and a client that tries once."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from serve.client import Client, Retries
+from tests.serving import SAMPLES, FakeJobs, Service, running_service
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    jobs = FakeJobs()
+    with running_service(folder, jobs, batches=str(folder / "batches"), buckets=(str(SAMPLES),)) as running:
+        yield running
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    with Client(service.url, retries=Retries(most=1)) as one:
+        yield one
