@@ -97,8 +97,8 @@ def predictor_of(folder: str, kind: str) -> Any:
     return Nothing(real) if kind == "nothing" else real
 
 
-def bare(folder: str, kind: str, port: int) -> None:
-    """FastAPI and uvicorn around the predictor, and nothing else."""
+def bare_app(folder: str, kind: str) -> FastAPI:
+    """FastAPI around the predictor, and nothing else."""
     predictor, thread, app = predictor_of(folder, kind), ThreadPoolExecutor(1), FastAPI()
 
     @app.post("/v2/models/fs2k/infer")
@@ -111,7 +111,23 @@ def bare(folder: str, kind: str, port: int) -> None:
         outputs = [{"name": name, "data": np.asarray(data).ravel().tolist()} for name, data in prediction.faces.items()]
         return {"outputs": outputs}
 
-    uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False)
+    return app
+
+
+def bare(folder: str, kind: str, port: int) -> None:
+    """The same behind uvicorn."""
+    uvicorn.run(bare_app(folder, kind), host="127.0.0.1", port=port, log_config=None, access_log=False)
+
+
+@serve.ingress()
+class BareServing:
+    """The bare application behind Ray Serve and HAProxy: what these cost by themselves."""
+
+    def __init__(self, folder: str, kind: str) -> None:
+        self._given = folder, kind
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return bare_app(*self._given)
 
 
 @serve.ingress()
@@ -234,11 +250,12 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def deploy(name: str, folder: Path, kind: str, *, batches: bool, **serving: Any) -> str:
+def deploy(name: str, folder: Path, kind: str, *, batches: bool | None, **serving: Any) -> str:
+    """The path of a new application: ours with or without batches, or the bare one (None)."""
     options = {"max_running": 64, "max_waiting": 256} | serving
-    app = serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 1})(Serving).bind(
-        str(folder), kind, batches, options
-    )
+    given = (str(folder), kind) if batches is None else (str(folder), kind, batches, options)
+    served = BareServing if batches is None else Serving
+    app = serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 1})(served).bind(*given)
     serve.run(app, name=name, route_prefix=f"/{name}")
     return f"/{name}/v2/models/{TASK}/infer"
 
@@ -249,6 +266,7 @@ def compare(console: Console, folder: Path, port: int, seconds: float, rounds: i
         "predictor",
         "clients",
         "bare req/s",
+        "Serve alone",
         "service",
         "unbatched",
         "p50 bare",
@@ -267,6 +285,7 @@ def compare(console: Console, folder: Path, port: int, seconds: float, rounds: i
         base = f"http://127.0.0.1:{port}"
         urls = {
             "bare": f"http://127.0.0.1:{bare_port}/v2/models/{TASK}/infer",
+            "alone": base + deploy(f"{kind}-alone", folder, kind, batches=None),
             "service": base + deploy(f"{kind}-batched", folder, kind, batches=True),
             "unbatched": base + deploy(f"{kind}-single", folder, kind, batches=False),
         }
@@ -287,6 +306,7 @@ def compare(console: Console, folder: Path, port: int, seconds: float, rounds: i
                 kind,
                 str(num_clients),
                 f"{other[0]:.0f}",
+                f"{middle['alone'][0] / other[0]:.0%}",
                 f"{own[0] / other[0]:.0%}",
                 f"{single[0] / other[0]:.0%}",
                 f"{other[1]:.1f} ms",
@@ -294,7 +314,7 @@ def compare(console: Console, folder: Path, port: int, seconds: float, rounds: i
                 f"{other[2]:.1f} ms",
                 f"{own[2] / other[2]:.2f}×",
             )
-        for name in ("batched", "single"):
+        for name in ("alone", "batched", "single"):
             serve.delete(f"{kind}-{name}")
         server.terminate()
     console.print(table)

@@ -10,7 +10,7 @@ def check_dataset(config: TrainConfig, task: Task, dataset: DatasetManifest) -> 
     """Refuse a dataset that cannot be trained on with this recipe.
 
     Raises:
-        UserError: It lacks the task's labels, a split, or crops for a step.
+        UserError: It lacks the task's labels, a split, crops for a step, or a label in a split.
     """
     task.check_loss(config.recipe.loss)
     if task.name not in dataset.tasks:
@@ -27,9 +27,10 @@ def check_dataset(config: TrainConfig, task: Task, dataset: DatasetManifest) -> 
         )
     if (config.min_workers or 1) > config.num_workers:
         raise UserError(f"at least {config.min_workers} and at most {config.num_workers} workers: give --workers 2:8")
-    for name in task.label_columns:
-        if not dataset.splits["train"].classes[name]:
-            raise UserError(f"{config.dataset} has no training crop with the label {name}")
+    for split, what in (("train", "training"), ("val", "validation")):
+        for name in task.label_columns:
+            if not dataset.splits[split].classes[name]:
+                raise UserError(f"{config.dataset} has no {what} crop with the label {name}")
 
 
 def missing_classes(task: Task, dataset: DatasetManifest) -> list[str]:

@@ -128,6 +128,8 @@ class _Training:
     def _train_epoch(self) -> dict[str, float]:
         """The rest of the epoch."""
         self._model.train()
+        if self._epoch < self._recipe.freeze_epochs:
+            self._network.backbone.eval()  # what is frozen keeps its batch norms' statistics too
         losses: list[tuple[Batch, torch.Tensor]] = []
         num_crops, waited_s = 0, 0.0
         start = mark = time.perf_counter()

@@ -119,5 +119,8 @@ def _validated(values: dict[str, Any]) -> Recipe:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "recipe"
         if first["type"] == "extra_forbidden":
-            raise UserError(f"a recipe has no field {field!r}; it has {', '.join(Recipe.model_fields)}") from error
+            section = ".".join(map(str, first["loc"][:-1]))
+            known = AugmentConfig.model_fields if section == "augmentation" else Recipe.model_fields
+            names = ", ".join(f"{section}.{name}" if section else name for name in known)
+            raise UserError(f"a recipe has no field {field!r}; it has {names}") from error
         raise UserError(f"recipe field {field}: {first['input']!r}: {first['msg']}") from error

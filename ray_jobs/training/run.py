@@ -81,12 +81,12 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
     balance = _balance(config, task, dataset)
     tracking = settings.tracking.model_copy(update={"uri": absolute_uri(settings.tracking.uri)})
     client = tracking_client(tracking)
-    config = _with_starting_weights(config, task, client, storage)
     with TemporaryDirectory(prefix="facereel-") as folder:
         record = _open_record(config, storage)
         if record.version is not None:
             console.print(f"run {config.name} is finished; its result is version {record.version}", highlight=False)
             return _earlier_result(client, task, record)
+        config = _with_starting_weights(config, task, client, storage)
         for line in missing_classes(task, dataset):
             console.print(f"note: {line}", highlight=False)
         resources = connect(settings.cluster)
@@ -276,7 +276,7 @@ def _fit(
     checkpoints.start()
     try:
         trainer.fit()
-    except ray.train.WorkerGroupError as error:
+    except (ray.train.WorkerGroupError, ray.train.ControllerError) as error:
         if (why := checkpoints.stopped()) is not None:
             raise UserError(f"run {config.name}: {why}") from error
         if stopped_for_memory(error):
@@ -289,9 +289,12 @@ def _fit(
         raise UserError(f"run {config.name}: {why}")
 
 
-def stopped_for_memory(error: ray.train.WorkerGroupError) -> bool:
-    """Whether Ray stopped one of the workers to save its node."""
-    return any(isinstance(failure, ray.exceptions.OutOfMemoryError) for failure in error.worker_failures.values())
+def stopped_for_memory(error: ray.train.WorkerGroupError | ray.train.ControllerError) -> bool:
+    """Whether Ray stopped a worker, or an actor of its own beside it, to save the node."""
+    if isinstance(error, ray.train.ControllerError):
+        return isinstance(error.controller_failure, ray.exceptions.OutOfMemoryError)
+    failures = error.worker_failures.values()
+    return any(isinstance(failure, ray.exceptions.OutOfMemoryError) for failure in failures)
 
 
 def input_config(recipe: Recipe, dataset: DatasetManifest) -> InputConfig:

@@ -13,6 +13,7 @@ import psutil
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from infra.errors import RunStopped, UserError
 from infra.settings import TrackingSettings
@@ -20,6 +21,7 @@ from infra.storage import Storage
 from infra.tracking import tracking_client
 from models import promotion, registry
 from models.predictor import Predictor
+from models.tasks.base import get_task
 from ray_jobs.crops.dataset import DatasetManifest, read_manifest
 from ray_jobs.evaluating import EvaluateConfig, run_evaluate
 from ray_jobs.interrupts import SIGNALS
@@ -27,6 +29,7 @@ from ray_jobs.preparing import PrepareConfig, run_prepare
 from ray_jobs.score_config import ScoreConfig
 from ray_jobs.scoring import run_score
 from ray_jobs.training.checkpoint import LAST, Checkpoints
+from ray_jobs.training.checks import check_dataset
 from ray_jobs.training.config import TrainConfig
 from ray_jobs.training.recipe import Recipe, resolve_recipe
 from ray_jobs.training.run import TrainResult, run_train
@@ -87,6 +90,17 @@ def test_the_dataset_has_both_sides_and_both_tasks(dataset: tuple[str, DatasetMa
     assert manifest.num_videos + manifest.num_rows_removed == manifest.num_rows
 
 
+@pytest.mark.parametrize(("split", "what"), [("train", "training"), ("val", "validation")])
+def test_a_split_without_a_label_is_refused(
+    world: World, dataset: tuple[str, DatasetManifest], split: str, what: str
+) -> None:
+    out, manifest = dataset
+    bare = manifest.splits[split].model_copy(update={"classes": manifest.splits[split].classes | {"smile": {}}})
+    manifest = manifest.model_copy(update={"splits": dict(manifest.splits) | {split: bare}})
+    with pytest.raises(UserError, match=f"has no {what} crop with the label smile"):
+        check_dataset(train_config(world, out), get_task("fs2k"), manifest)
+
+
 def test_the_scorer_is_registered_with_its_policies_and_metrics(
     world: World, dataset: tuple[str, DatasetManifest], trained: TrainResult
 ) -> None:
@@ -110,6 +124,20 @@ def test_an_ordinal_scorer_is_one_like_any_other(world: World, dataset: tuple[st
     crops = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     answers = Predictor(found.scorer).probabilities(crops)["score"]
     np.testing.assert_allclose(answers.sum(1), 1, atol=1e-5)
+
+
+def test_a_frozen_backbone_stays_as_it_was(
+    world: World, dataset: tuple[str, DatasetManifest], trained: TrainResult
+) -> None:
+    options = {"weights": trained.version, "epochs": 1, "freeze_epochs": 1, "num_workers": 1}
+    frozen = run_train(train_config(world, dataset[0], name="frozen", **options), world.settings)
+    client = tracking_client(world.settings.tracking)
+    before, after = (
+        registry.resolve(client, version, task="fs2k").scorer.network.state_dict()
+        for version in (trained.version, frozen.version)
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
 
 
 def test_a_balanced_run_says_what_it_was_trained_on(world: World, dataset: tuple[str, DatasetManifest]) -> None:
@@ -154,6 +182,7 @@ def test_a_promoted_scorer_scores_the_catalog(world: World, trained: TrainResult
         ({"name": "other", "per_class": 20, "balance_by": "age"}, "--balance-by age is none of them"),
         ({"name": "other", "per_class": 1, "balance_by": "gender"}, "raise --per-class"),
         ({"epochs": 3}, "with other options exists"),
+        ({"weights": "champion"}, "with other options exists"),
     ],
 )
 def test_bad_options_are_refused(

@@ -40,7 +40,7 @@ def test_a_file_is_a_recipe(tmp_path: Path) -> None:
     ("items", "words"),
     [
         (["epoch=3"], "no field 'epoch'; it has backbone"),
-        (["augmentation.flop=1"], "no field 'augmentation.flop'"),
+        (["augmentation.flop=1"], "no field 'augmentation.flop'; it has augmentation.flip, "),
         (["epochs=0"], "recipe field epochs: 0: Input should be greater than or equal to 1"),
         (["optimizer=adam"], "recipe field optimizer: 'adam'"),
         (["batch_size=4", "accumulate=8"], "accumulate 8 is more than batch_size 4"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from ray.exceptions import OutOfMemoryError
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 
 from ray_jobs.training.learning import mix, resolve_precision
 from ray_jobs.training.loop import is_out_of_memory
@@ -99,3 +99,5 @@ def test_a_worker_that_ray_stopped_for_its_node_is_told_from_other_failures() ->
     killed = WorkerGroupError("training failed", {0: RuntimeError("gone"), 1: OutOfMemoryError("node is low")})
     assert stopped_for_memory(killed)
     assert not stopped_for_memory(WorkerGroupError("training failed", {0: RuntimeError("gone")}))
+    assert stopped_for_memory(ControllerError(OutOfMemoryError("node is low")))  # its small actors went first
+    assert not stopped_for_memory(ControllerError(RuntimeError("gone")))
