@@ -5,6 +5,8 @@ PY := .venv/bin/python
 UV = $(shell command -v uv || echo "$(PYTHON) -m uv")
 PYTHON ?= python3.11
 DEMO_DIR ?= runs/demo
+JOBS ?= auto
+NONE_CHOSEN = test $$? -eq 5 -a -n "$(ARGS)"
 LOCK = $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --no-header --no-emit-index-url --no-annotate
 export RAY_DATA_USE_DATASOURCE_V2 ?= 0
 
@@ -38,8 +40,9 @@ serve: setup  ## the service with the registry's champions, page at http://127.0
 test: lint types unit  ## everything that CI runs: lint, types and all tests
 
 .PHONY: unit
-unit: setup  ## the tests alone (ARGS='-k decode' to choose)
-	$(PY) -m pytest $(ARGS)
+unit: setup  ## the tests alone (ARGS='-k decode' to choose); those without a cluster on all CPUs
+	$(PY) -m pytest tests/unit --numprocesses $(JOBS) --dist loadfile $(ARGS) || $(NONE_CHOSEN)
+	$(PY) -m pytest tests/integration tests/chaos $(ARGS) || $(NONE_CHOSEN)
 
 .PHONY: chaos
 chaos: setup  ## kill drivers, workers, decoders and nodes, and count rows (ARGS='--kills 50 --seed 7')

@@ -99,6 +99,11 @@ def run_demo(folder: Path, settings: Settings, *, num_videos: int, seed: int) ->
     ]
     write_report(str(folder / "tables"), str(report), settings, sections=sections, title="The demo's score report")
     _step(start, f"done: open {report}")
+    console.print(
+        f"to ask its champions over HTTP: FACEREEL_TRACKING__URI={settings.tracking.uri} python -m serve",
+        highlight=False,
+        soft_wrap=True,
+    )
     return report
 
 

@@ -110,6 +110,11 @@ def create_app(
     _add_operations(app, engine, batches is not None)
     if batches is not None:
         _add_batches(app, engine, batches)
+    else:
+
+        @app.api_route("/v1/batches{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
+        async def no_batches(rest: str) -> None:
+            raise Problem(404, "no_batches", "this service offers no batches: serving.batches says where they lie")
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:

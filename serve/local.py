@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -22,13 +23,14 @@ def start(settings: Settings, host: str, port: int, num_cpus: int | None = None)
     """Start the service, wait until its replicas run, and return its address.
 
     Raises:
-        UserError: It would listen beyond loopback without API keys.
+        UserError: It would listen beyond loopback without API keys, or nothing can listen there.
     """
     if settings.serving.api_keys is None and not is_loopback(host):
         raise UserError(
             f"--host {host} is beyond loopback, where API keys are needed: make one (python -m serve keys add NAME) "
             "and name its file in FACEREEL_SERVING__API_KEYS"
         )
+    _check_free(host, port)
     if settings.cluster.address:
         ray.init(address=settings.cluster.address)
     else:
@@ -37,6 +39,18 @@ def start(settings: Settings, host: str, port: int, num_cpus: int | None = None)
     serve.start(http_options=HTTPOptions(host=host, port=port))
     serve.run(application(settings), name=NAME, route_prefix="/")
     return f"http://{'[' + host + ']' if ':' in host else host}:{port}"
+
+
+def _check_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"nothing can listen on {host}:{port} ({error.strerror}): give another --port or --host"
+            ) from error
 
 
 def stop() -> None:

@@ -1,11 +1,14 @@
 """One service for the tests of a module, and a client that tries once."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from serve.client import Client, Retries
 from tests.serving import SAMPLES, FakeJobs, Service, running_service
+
+os.environ.pop("COLUMNS", None)  # pytest-xdist makes it 80; what the commands print has a width of its own
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,16 @@
 """Who may ask the service, and how often."""
 
+import os
+import socket
 from pathlib import Path
 
 import httpx
 import pytest
 
 from infra.errors import UserError
+from infra.settings import load_settings
 from serve.client import Client, Retries, ServiceError
+from serve.local import start
 from serve.security import Gate, add_key, is_loopback, read_keys
 from tests.serving import running_service
 
@@ -41,6 +45,10 @@ def test_only_keys_are_let_in(tmp_path: Path) -> None:
             refused = httpx.get(f"{service.url}/v1/service", headers=headers)
             assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
             assert refused.headers["WWW-Authenticate"] == "Bearer"
+        for batch in ("/v1/batches", "/v1/batches/batch-0000000000000000"):
+            headers = {"X-API-Key": add_key(tmp_path / "keys", f"b{len(batch)}")}
+            unknown = httpx.get(service.url + batch, headers=headers)
+            assert (unknown.status_code, unknown.json()["code"]) == (404, "no_batches")
         for path_ in ("/", "/healthz", "/readyz", "/web/page.js", "/v1/openapi.json"):
             assert httpx.get(service.url + path_).status_code == 200, path_
         with Client(service.url, first, retries=Retries(most=1)) as client:
@@ -74,3 +82,13 @@ def test_only_keys_are_let_in(tmp_path: Path) -> None:
 )
 def test_what_is_loopback(host: str | None, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+def test_a_place_where_nothing_can_listen_is_said_before_anything_starts() -> None:
+    settings = load_settings(os.devnull)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"nothing can listen on 127\.0\.0\.1:{port} .*another --port"):
+            start(settings, "127.0.0.1", port)
+    with pytest.raises(UserError, match=r"--host 0\.0\.0\.0 is beyond loopback"):
+        start(settings, "0.0.0.0", port)
