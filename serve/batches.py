@@ -291,7 +291,7 @@ class Batches:
         for task in record.tasks:
             command += ["--task", task]
         for prefix in self._settings.serving.buckets:
-            command += ["--within", prefix]
+            command += ["--within", self._storage.absolute(prefix)]  # the job works in a folder of its own
         if record.limit is not None:
             command += ["--limit", str(record.limit)]
         self._jobs.submit(record.id, shlex.join(command), self._env())
@@ -325,7 +325,7 @@ class Batches:
             # Of a job of a cluster that is gone its own last word counts.
             state, message = _without_job(record, run), "the cluster does not know its job: ask again with its key"
         else:
-            state, message = _STATES.get(found[0], "failed"), found[1]
+            state, message = _STATES.get(found[0], "failed"), _last_word(found[1])
             if record.stopped and state == "failed":
                 state = "stopped"
         if run is not None and run.message:
@@ -344,7 +344,7 @@ class Batches:
         return Batch(
             id=record.id,
             state=state,
-            message="" if state in ("pending", "running", "succeeded") else message[:1000],
+            message="" if state in ("pending", "running", "succeeded") else message[-1000:],
             created_at=record.created_at,
             catalog=record.catalog,
             tables=record.tables,
@@ -382,3 +382,9 @@ class Batches:
         if record is None or record.caller != caller:
             raise Problem(404, "unknown_batch", f"there is no batch {batch_id}")
         return record
+
+
+def _last_word(message: str) -> str:
+    """What the verb says itself, within Ray's word about a job, which quotes the end of its log; else all of it."""
+    errors = [line for line in message.splitlines() if line.startswith("error: ")]
+    return errors[-1].removeprefix("error: ") if errors else message

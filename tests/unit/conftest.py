@@ -15,7 +15,7 @@ os.environ.pop("COLUMNS", None)  # pytest-xdist makes it 80; what the commands p
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     jobs = FakeJobs()
-    with running_service(folder, jobs, batches=str(folder / "batches"), buckets=(str(SAMPLES),)) as running:
+    with running_service(folder, jobs, batches=str(folder / "batches"), buckets=(os.path.relpath(SAMPLES),)) as running:
         yield running
 
 

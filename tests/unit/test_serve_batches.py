@@ -53,6 +53,8 @@ def test_a_batch_and_its_key(service: Service, client: Client) -> None:
     record = Path(other.tables).parent / "batch.json"
     record.write_text(re.sub(r'"created_at": "[^"]*"', '"created_at": "2026-01-01T00:00:00Z"', record.read_text()))
     assert client.get_batch(other.id).state == "lost"
+    jobs.jobs[other.id] = ("FAILED", "exit code 2, last available logs:\nRunning …\nerror: c.csv: no column uri\n")
+    assert client.get_batch(other.id).message == "c.csv: no column uri"
     seen: list[str] = []
     jobs.jobs[other.id] = ("SUCCEEDED", "")
     assert client.wait_for_batch(other.id, progress=lambda found: seen.append(found.state)).state == "succeeded"
