@@ -206,6 +206,16 @@ def load_settings(config: str | Path | None = None, **sections: Mapping[str, Any
         raise UserError("; ".join(_explain(item, given) for item in error.errors())) from error
 
 
+def secret_fields() -> list[tuple[str, str]]:
+    """Section and key of every field that holds a secret."""
+    return [
+        (section, key)
+        for section, field in Settings.model_fields.items()
+        for key, inner in getattr(field.annotation, "model_fields", {}).items()
+        if "Secret" in str(inner.annotation)
+    ]
+
+
 def _config_path(given: Mapping[str, Any]) -> Path | None:
     named = given.get("config") or os.environ.get(f"{ENV_PREFIX}CONFIG")
     if named:

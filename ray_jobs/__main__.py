@@ -25,6 +25,8 @@ VERBS = {
     "drift": "Compare recent rows with earlier ones; for a cron job.",
     "tables": "Compact the tables and remove files that nothing refers to.",
     "report": "Write an HTML page about the score tables.",
+    "submit": "Run another verb as a job of a cluster.",
+    "doctor": "Check this machine, the cluster and its stores, and say what to mend.",
     "demo": "Draw a catalog and run everything on it, end to end.",
 }
 
@@ -72,10 +74,12 @@ def _group() -> None:
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
     from infra.errors import RunStopped, TypedError, UserError
+    from ray_jobs.job_environment import check_references
 
     # The newer Parquet reader needs 15 s for a small file and ignores block sizes; Ray Data reads this on import.
     os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
     try:
+        check_references(os.environ)
         app(prog_name="python -m ray_jobs")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

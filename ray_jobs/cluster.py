@@ -6,7 +6,9 @@ import os
 import ray
 import ray.data
 
+from infra.errors import UserError
 from infra.settings import ClusterSettings
+from ray_jobs.sizing import MARKET_LABEL, SPOT, Cluster, Node, Resources, Wanted, check_resources, size_pipeline
 
 # A silent hang costs 30 minutes by default; a stage without any progress for ten minutes is worth an error.
 NO_PROGRESS_TIMEOUT_S = 600.0
@@ -20,16 +22,27 @@ _LOCAL_ENVIRONMENT = {
 }
 
 
+def named_address(settings: ClusterSettings) -> str | None:
+    """The address of a cluster that is there already; None: a local one is started."""
+    return settings.address or os.environ.get("RAY_ADDRESS")
+
+
 def connect(settings: ClusterSettings) -> dict[str, float]:
     """Connect this process to Ray, once; returns the cluster's resources.
 
     A submitted job joins its cluster (``RAY_ADDRESS``). Otherwise a local cluster is started, never an existing one
     that happens to run on this machine.
+
+    Raises:
+        UserError: Nobody answers at the address, or the cluster runs another Ray or Python than this process.
     """
     if not ray.is_initialized():
-        address = settings.address or os.environ.get("RAY_ADDRESS")
+        address = named_address(settings)
         if address:
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
+            try:
+                ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise UserError(f"cluster {address}: {' '.join(str(error).split())}") from error
         else:
             # "Token authentication is enabled": as it should be.
             logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
@@ -49,3 +62,39 @@ def connect(settings: ClusterSettings) -> dict[str, float]:
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # "Progress bars disabled."
     return {name: float(value) for name, value in ray.cluster_resources().items()}
+
+
+def look() -> Cluster:
+    """The nodes of the cluster that this process is connected to, and how far it may grow."""
+    nodes = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        offered = {name: float(value) for name, value in node["Resources"].items()}
+        nodes.append(
+            Node(
+                num_cpus=offered.pop("CPU", 0.0),
+                num_gpus=offered.pop("GPU", 0.0),
+                memory_bytes=offered.pop("memory", 0.0),
+                custom={name: value for name, value in offered.items() if not name.startswith("node:")},
+                is_spot=node.get("Labels", {}).get(MARKET_LABEL) == SPOT,
+            )
+        )
+    # What an autoscaler may bring: nothing public says it; Ray Train asks the same way.
+    limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return Cluster(tuple(nodes), {name: float(value) for name, value in limits.items()})
+
+
+def fit(wanted: Wanted, settings: ClusterSettings) -> tuple[Resources, float]:
+    """Connect, and share the cluster out for a scoring pipeline; its logical CPUs beside.
+
+    Raises:
+        UserError: The cluster never has what is wanted, or there is none.
+    """
+    connect(settings)
+    cluster = look()
+    resources = size_pipeline(wanted, cluster)
+    refusal = check_resources(resources, cluster)
+    if refusal:
+        raise UserError(refusal)
+    return resources, sum(node.num_cpus for node in cluster.nodes)

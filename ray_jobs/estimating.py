@@ -8,14 +8,14 @@ import pyarrow as pa
 import ray.data
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra.errors import UserError
 from infra.settings import Settings
 from models.registry import ResolvedScorer
-from ray_jobs.cluster import connect
+from ray_jobs.cluster import fit, look
 from ray_jobs.console import RunProgress, console
 from ray_jobs.planning import Plan
 from ray_jobs.score_config import ScoreConfig, extract_config
-from ray_jobs.stages.pipeline import Resources, arriving, check_resources, scored
+from ray_jobs.sizing import Resources, num_decoders
+from ray_jobs.stages.pipeline import arriving, scored
 from ray_jobs.stages.predict import CarriedScorer
 
 NUM_RESAMPLES = 2000
@@ -72,33 +72,28 @@ def estimate_cost(
             console.print("nothing is due: nothing to estimate")
         return None
     start = time.monotonic()
-    cluster = connect(settings.cluster)
-    refusal = check_resources(config.resources, cluster)
-    if refusal:
-        raise UserError(refusal)
+    resources, num_cpus = fit(config.resources, settings.cluster)
     sample = plan.sample(num_videos, SEED)
-    num_decoders = max(1, int((cluster["CPU"] - config.resources.num_predictors) / 0.9))
     ds = scored(
         ray.data.from_arrow(sample),
         extract_config(config, resolved, settings),
         [CarriedScorer.carry(found.directory, task, found.scorer.digest) for task, found in resolved.items()],
-        config.resources.spread(sample.num_rows, cluster["CPU"]),
+        resources.spread(sample.num_rows, num_cpus),
     )
     blocks: list[pa.Table] = []
     with RunProgress("pilot", sample.num_rows, quiet=quiet) as progress:
         for rows in arriving(ds):
             blocks.append(rows.select(["reason", "fetched_bytes", "extract_s", "predict_s"]))
             progress.update(sum(block.num_rows for block in blocks))
-    cost = extrapolate(
-        pa.concat_tables(blocks), plan.num_due, num_decoders, config.resources, pilot_s=time.monotonic() - start
-    )
+    decoders = num_decoders(resources, look())
+    cost = extrapolate(pa.concat_tables(blocks), plan.num_due, decoders, resources, pilot_s=time.monotonic() - start)
     if not quiet:
         print_estimate(cost)
     return cost
 
 
 def extrapolate(
-    pilot: pa.Table, num_due: int, num_decoders: int, resources: Resources, *, pilot_s: float = 0.0
+    pilot: pa.Table, num_due: int, decoders: int, resources: Resources, *, pilot_s: float = 0.0
 ) -> Estimate:
     """The estimate that a pilot's rows (``reason, fetched_bytes, extract_s, predict_s``) give.
 
@@ -119,9 +114,9 @@ def extrapolate(
         num_pilot=pilot.num_rows,
         num_failed=pilot.num_rows - pilot["reason"].null_count,
         num_due=num_due,
-        num_decoders=num_decoders,
+        num_decoders=decoders,
         num_predictors=resources.num_predictors,
-        wall_s=_range(np.maximum(extract_s / num_decoders, predict_s / resources.num_predictors)),
+        wall_s=_range(np.maximum(extract_s / decoders, predict_s / resources.num_predictors)),
         read_bytes=_range(read_bytes),
         cpu_hours=_range((extract_s + (0 if on_gpu else predict_s)) / 3600),
         gpu_hours=_range(predict_s * resources.gpus_per_predictor / 3600),

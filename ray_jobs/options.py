@@ -51,6 +51,15 @@ Within = Annotated[
     list[str] | None,
     typer.Option(metavar="PREFIX", help="Refuse a catalog with a video outside of this folder or prefix; repeat."),
 ]
+Predictors = Annotated[
+    int | None, typer.Option(min=1, help="Actors that hold the scorers. Default: by the cluster (--plan-resources).")
+]
+GpusPerPredictor = Annotated[
+    float | None, typer.Option(min=0, help="GPUs of each predictor, also a part of one; 0: CPUs. Default: as above.")
+]
+PlanResources = Annotated[
+    bool, typer.Option("--plan-resources", help="Show what would be asked of the cluster and why, and stop.")
+]
 NumCpus = Annotated[int | None, typer.Option(min=1, help="Logical CPUs of a local cluster. Default: all, at least 4.")]
 Config = Annotated[str | None, typer.Option(help="Settings file (YAML). Default: facereel.yaml where it exists.")]
 

@@ -23,8 +23,8 @@ def plan(
         bool, typer.Option("--estimate", help="Score a few due videos without writing, and say what all would cost.")
     ] = False,
     pilot: Annotated[int, typer.Option(min=2, help="Videos of the pilot run for --estimate.")] = 50,
-    predictors: Annotated[int, typer.Option(min=1, help="With --estimate: actors that hold the scorers.")] = 1,
-    gpus_per_predictor: Annotated[float, typer.Option(min=0, help="With --estimate: GPUs of each predictor.")] = 0.0,
+    predictors: options.Predictors = None,
+    gpus_per_predictor: options.GpusPerPredictor = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     num_cpus: options.NumCpus = None,
     config: options.Config = None,
@@ -36,7 +36,7 @@ def plan(
     from models.tasks.base import task_names
     from ray_jobs.console import print_plan
     from ray_jobs.score_config import ScoreConfig, plan_run, resolve_scorers
-    from ray_jobs.stages.pipeline import Resources
+    from ray_jobs.sizing import Wanted
 
     settings = load_settings(config, **options.cluster_section(num_cpus))
     run = ScoreConfig(
@@ -48,7 +48,7 @@ def plan(
         content=options.content_by(content),
         portion=options.portion(limit, priority, stale_older_than),
         within=tuple(within or ()),
-        resources=Resources(num_predictors=predictors, gpus_per_predictor=gpus_per_predictor),
+        resources=Wanted(num_predictors=predictors, gpus_per_predictor=gpus_per_predictor),
     )
     resolved = resolve_scorers(run.scorers, settings)
     with plan_run(run, resolved, settings) as found:

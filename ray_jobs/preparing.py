@@ -19,7 +19,7 @@ from models.faces.policy import FacePolicy
 from models.tasks.base import get_task
 from models.video.limits import DecodeLimits
 from models.video.sampling import FramePolicy
-from ray_jobs.cluster import connect
+from ray_jobs.cluster import connect, look
 from ray_jobs.console import RunProgress, console
 from ray_jobs.crops.dataset import CARD, MANIFEST, DatasetManifest, DatasetRules
 from ray_jobs.crops.finishing import VIDEO_COLUMNS, finish
@@ -31,10 +31,11 @@ from ray_jobs.labels.removal import RemovalReport
 from ray_jobs.labels.rules import LabelRules
 from ray_jobs.labels.verdicts import read_verdicts, without_wrong_labels
 from ray_jobs.reports.dataset import dataset_card
+from ray_jobs.sizing import Resources, size_pipeline
 from ray_jobs.splits import SplitBy, split_of
 from ray_jobs.stages.encode import CROP_FIELDS, encode_stage
 from ray_jobs.stages.extract import ExtractConfig
-from ray_jobs.stages.pipeline import Resources, arriving, extracted
+from ray_jobs.stages.pipeline import arriving, extracted
 
 REMOVED = "removed.csv"
 _STAGED = (*VIDEO_COLUMNS, "split", "reason", "num_faces", "dropped", *(field.name for field in CROP_FIELDS))
@@ -152,14 +153,15 @@ def _extract(config: PrepareConfig, settings: Settings, rows: pa.Table, staging:
         console.print(f"going on: {num_before} of {rows.num_rows} videos are extracted already")
     if not todo.num_rows:
         return
-    cluster = connect(settings.cluster)
+    num_cpus = connect(settings.cluster)["CPU"]
+    resources = size_pipeline(config.resources, look()).spread(todo.num_rows, num_cpus)
     extract = ExtractConfig(
         frame_policy=config.frame_policy,
         face_policy=config.face_policy,
         limits=config.limits,
         storage=settings.storage,
     )
-    ds = extracted(ray.data.from_arrow(todo), extract, config.resources.spread(todo.num_rows, cluster["CPU"]))
+    ds = extracted(ray.data.from_arrow(todo), extract, resources)
     stage = encode_stage(config.face_policy.crop_size, config.split_by)
     ds = ds.map_batches(stage, batch_format="pyarrow", batch_size=8, num_cpus=0.9)
     columns = [*_STAGED, *dict.fromkeys(["gender", *labels])]

@@ -51,7 +51,7 @@ def promote(
     from ray_jobs.console import console
     from ray_jobs.promoting.deciding import PromoteConfig, run_promote
     from ray_jobs.promoting.gates import read_gates
-    from ray_jobs.stages.pipeline import Resources
+    from ray_jobs.sizing import Resources
 
     settings = load_settings(config, **options.cluster_section(num_cpus))
     name = get_task(task).name

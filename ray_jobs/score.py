@@ -21,8 +21,9 @@ def score(
     stale_older_than: options.StaleOlderThan = None,
     within: options.Within = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop; writes nothing.")] = False,
-    predictors: Annotated[int, typer.Option(min=1, help="Actors that hold the scorers.")] = 1,
-    gpus_per_predictor: Annotated[float, typer.Option(min=0, help="GPUs of each predictor; 0: CPU.")] = 0.0,
+    plan_resources: options.PlanResources = False,
+    predictors: options.Predictors = None,
+    gpus_per_predictor: options.GpusPerPredictor = None,
     rows_per_block: Annotated[int, typer.Option(min=1, help="Videos per block of work, at most.")] = 32,
     commit_every: Annotated[float, typer.Option(min=0.1, help="Seconds between commits.")] = 30.0,
     commit_rows: Annotated[int, typer.Option(min=1, help="Rows after which to commit earlier.")] = 10_000,
@@ -50,8 +51,15 @@ def score(
     from infra.leases import refuse_if_held
     from infra.settings import load_settings
     from infra.storage import Storage
+    from ray_jobs.sizing import Wanted
 
     settings = load_settings(config, **options.cluster_section(num_cpus))
+    wanted = Wanted(num_predictors=predictors, gpus_per_predictor=gpus_per_predictor, rows_per_block=rows_per_block)
+    if plan_resources:
+        from ray_jobs.resource_plan import print_pipeline
+
+        print_pipeline(wanted, settings)
+        return
     if not dry_run:
         refuse_if_held(Storage(settings.storage), tables)  # before the imports below, which take seconds
 
@@ -61,7 +69,6 @@ def score(
     from ray_jobs.policy_file import read_policies
     from ray_jobs.score_config import ScoreConfig, plan_run, resolve_scorers
     from ray_jobs.scoring import print_result, run_score
-    from ray_jobs.stages.pipeline import Resources
 
     run = ScoreConfig(
         catalog=catalog,
@@ -76,9 +83,7 @@ def score(
         max_tries=tries,
         with_faces=faces,
         command=f"python -m ray_jobs {shlex.join(sys.argv[1:])}",
-        resources=Resources(
-            num_predictors=predictors, gpus_per_predictor=gpus_per_predictor, rows_per_block=rows_per_block
-        ),
+        resources=wanted,
         limits=read_policies(limits, sections=("limits",)).limits,
         commit_every_s=commit_every,
         commit_every_rows=commit_rows,

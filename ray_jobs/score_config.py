@@ -11,8 +11,8 @@ from models.tasks.base import task_names
 from models.video.limits import DecodeLimits
 from ray_jobs.failure_guard import FailureLimits
 from ray_jobs.planning import Content, Plan, Portion, make_plan
+from ray_jobs.sizing import Resources, Wanted
 from ray_jobs.stages.extract import ExtractConfig, policy_digest
-from ray_jobs.stages.pipeline import Resources
 from ray_jobs.stages.sink import reserved_columns
 
 
@@ -27,7 +27,7 @@ class ScoreConfig:
     content: Content = "etag"
     opt_out: str | None = None
     portion: Portion = field(default_factory=Portion)
-    resources: Resources = field(default_factory=Resources)
+    resources: Wanted = field(default_factory=Resources)
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     failures: FailureLimits = field(default_factory=FailureLimits)
     max_tries: int = 3

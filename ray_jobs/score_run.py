@@ -17,6 +17,7 @@ from ray_jobs.interrupts import Interrupts
 from ray_jobs.planning import Plan
 from ray_jobs.run_record import RunRecord, remove_due_list, run_folder, write_record
 from ray_jobs.score_config import ScoreConfig, extract_config
+from ray_jobs.sizing import Resources
 from ray_jobs.stages.pipeline import Arrivals, scored
 from ray_jobs.stages.predict import ShippedScorer
 from ray_jobs.stages.sink import ScoreSink
@@ -33,7 +34,9 @@ class ScoreRun:
     sink: ScoreSink
     lease: Lease
 
-    def score(self, plan: Plan, resolved: dict[str, ResolvedScorer], num_cpus: float, interrupts: Interrupts) -> None:
+    def score(
+        self, plan: Plan, resolved: dict[str, ResolvedScorer], resources: Resources, interrupts: Interrupts
+    ) -> None:
         """Run the pipeline; the run's record says how it ended, whatever happens."""
         tables, run_id = self.config.tables, self.record.run_id
         try:
@@ -51,7 +54,7 @@ class ScoreRun:
                 ray.data.read_parquet(path, filesystem=filesystem, partitioning=None),
                 extract_config(self.config, resolved, self.settings),
                 scorers,
-                self.config.resources.spread(self.record.num_due, num_cpus),
+                resources,
             )
             self._take(ds, interrupts)
             if self.sink.outcome.done != self.record.num_due:

@@ -5,12 +5,11 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from infra.errors import UserError
 from infra.leases import Lease
 from infra.settings import Settings
 from infra.storage import Storage
 from infra.tables import DeltaStore
-from ray_jobs.cluster import connect
+from ray_jobs.cluster import fit, named_address
 from ray_jobs.console import console, print_plan
 from ray_jobs.interrupts import Interrupts
 from ray_jobs.outcome import Outcome
@@ -19,7 +18,6 @@ from ray_jobs.run_record import RunRecord
 from ray_jobs.score_config import ScoreConfig, plan_run, policy_of, resolve_scorers
 from ray_jobs.score_run import ScoreRun, spoken_reasons
 from ray_jobs.score_table import QUARANTINE, score_table
-from ray_jobs.stages.pipeline import check_resources
 from ray_jobs.stages.sink import QUARANTINE_SCHEMA, ScoreSink, SinkConfig, check_columns, score_schema
 
 
@@ -46,16 +44,15 @@ def run_score(config: ScoreConfig, settings: Settings) -> ScoreResult:
     storage = Storage(settings.storage)
     config = replace(config, tables=storage.absolute(config.tables))  # workers run in directories of their own
     resolved = resolve_scorers(config.scorers, settings)
+    if named_address(settings.cluster):  # what a cluster lacks is said before the plan, which may take minutes
+        fit(config.resources, settings.cluster)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     plan = plan_run(config, resolved, settings)
     try:
         print_plan(plan)
         if plan.num_due == 0:
             return ScoreResult(run_id, plan, None, time.monotonic() - start)
-        cluster = connect(settings.cluster)
-        refusal = check_resources(config.resources, cluster)
-        if refusal:
-            raise UserError(refusal)
+        resources, num_cpus = fit(config.resources, settings.cluster)
         store = DeltaStore(config.tables, storage)
         with (
             Interrupts() as interrupts,
@@ -87,7 +84,7 @@ def run_score(config: ScoreConfig, settings: Settings) -> ScoreResult:
             check_columns(config.catalog, plan.due_schema(), store, list(resolved))
             sink = ScoreSink(store, _sink_config(config, record), lease.check)
             run = ScoreRun(config, settings, storage, record, sink, lease)
-            run.score(plan, resolved, cluster["CPU"], interrupts)
+            run.score(plan, resolved, resources.spread(plan.num_due, num_cpus), interrupts)
     finally:
         plan.close()
     return ScoreResult(run_id, plan, run.sink.outcome, time.monotonic() - start)

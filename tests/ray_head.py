@@ -31,6 +31,7 @@ class Head:
     address: str
     metrics_port: int
     env: dict[str, str]  # of whoever connects
+    dashboard: str = ""  # of the job API
 
 
 @contextmanager
@@ -61,7 +62,7 @@ def ray_head(folder: Path, env: dict[str, str], *, num_cpus: int = 8) -> Iterato
             assert child.poll() is None, (folder / "ray.log").read_text()
             assert time.monotonic() < deadline, "the cluster does not start"
             time.sleep(0.2)
-        yield Head(f"127.0.0.1:{port}", metrics, env)
+        yield Head(f"127.0.0.1:{port}", metrics, env, f"http://127.0.0.1:{dashboard}")
     finally:
         child.send_signal(signal.SIGTERM)  # it ends the node's processes, and waits for them
         try:

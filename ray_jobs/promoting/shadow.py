@@ -18,12 +18,13 @@ from infra.storage import Storage
 from models.registry import ResolvedScorer
 from models.tasks.base import Task
 from ray_jobs.catalog import open_catalog
-from ray_jobs.cluster import connect
+from ray_jobs.cluster import fit
 from ray_jobs.console import RunProgress
 from ray_jobs.exclusion import excluded
 from ray_jobs.shift import Shift, class_shift, numeric_shift
+from ray_jobs.sizing import Resources
 from ray_jobs.stages.extract import ExtractConfig
-from ray_jobs.stages.pipeline import Resources, arriving, check_resources, scored
+from ray_jobs.stages.pipeline import arriving, scored
 from ray_jobs.stages.predict import CarriedScorer
 
 MIN_SLICE = 20
@@ -115,10 +116,8 @@ def shadow_scores(
     sample = _sample(catalog, Storage(settings.storage), num_videos, opt_out, seed)
     if unknown := [name for name in slices if name not in sample.column_names]:
         raise UserError(f"--catalog-slice {unknown[0]}: the catalog has the columns {', '.join(sample.column_names)}")
-    cluster = connect(settings.cluster)
-    if refusal := check_resources(resources, cluster):
-        raise UserError(refusal)
-    resources = resources.spread(sample.num_rows, cluster["CPU"])
+    resources, num_cpus = fit(resources, settings.cluster)
+    resources = resources.spread(sample.num_rows, num_cpus)
     now, before = _scored(task, challenger, champion, sample, settings, resources)
     both = [name for name in sample["video_id"].to_pylist() if name in now and name in before]
     if not both:

@@ -1,6 +1,5 @@
 """The way of a video through Ray Data, from a list of videos to rows that arrive at the driver."""
 
-import math
 import queue
 import threading
 import warnings
@@ -10,42 +9,36 @@ from typing import Self
 
 import pyarrow as pa
 import ray.data
-from pydantic import BaseModel, ConfigDict, Field
 from ray.util.annotations import RayDeprecationWarning
 
 from infra.storage import Storage
+from ray_jobs.sizing import DECODE_CPUS, DECODE_MEMORY_BYTES, PREDICT_CPUS, PREDICT_MEMORY_BYTES, STEADY, Resources
 from ray_jobs.stages.extract import ExtractConfig, extract_stage
 from ray_jobs.stages.predict import CarriedScorer, PredictStage, ShippedScorer
 
-
-class Resources(BaseModel):
-    """How much of the cluster a pipeline takes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_predictors: int = Field(1, ge=1, description="actors that hold the scorers")
-    gpus_per_predictor: float = Field(0.0, ge=0, description="GPUs of each; 0 predicts on CPUs")
-    rows_per_block: int = Field(
-        32, ge=1, description="videos per block: the unit of a decode task, of a retry and of a prediction"
-    )
-
-    def spread(self, num_videos: int, num_cpus: float) -> "Resources":
-        """Smaller blocks for few videos, so that every CPU gets some: at least four blocks a CPU where possible."""
-        fitting = max(1, math.ceil(num_videos / (4 * max(num_cpus, 1))))
-        return self.model_copy(update={"rows_per_block": min(self.rows_per_block, fitting)})
+__all__ = ["Arrivals", "Resources", "arriving", "extracted", "scored"]
 
 
 def extracted(videos: ray.data.Dataset, config: ExtractConfig, resources: Resources) -> ray.data.Dataset:
     """Videos (``video_id, uri, etag, …``) to rows with crops: stages 1 and 2."""
     # 1. Small blocks, so that a lost node costs few videos and every CPU has work to the end.
     ds = videos.repartition(target_num_rows_per_block=resources.rows_per_block)
-    # 2. Tasks, not actors: decoding scales to whatever CPUs are idle and survives a lost node block by block. 0.9 CPU
-    #    differs from the predictors' request, so Ray does not fuse this stage into their actors.
+    # 2. Tasks, not actors: decoding scales to whatever CPUs are idle, on nodes that join as well, and survives a lost
+    #    node block by block; so it alone may run on spot nodes. Its CPUs differ from the predictors' request, so Ray
+    #    does not fuse this stage into their actors.
     with warnings.catch_warnings():
         # Ray has no other way yet to say that a task which keeps losing its worker ends the run: by itself it is
         # retried for ever. The keyword goes away in Ray 2.64.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        return ds.map_batches(extract_stage(config), batch_format="pyarrow", batch_size=1, num_cpus=0.9, max_retries=3)
+        return ds.map_batches(
+            extract_stage(config),
+            batch_format="pyarrow",
+            batch_size=1,
+            num_cpus=DECODE_CPUS,
+            memory=DECODE_MEMORY_BYTES,
+            resources={resources.decode_resource: 1} if resources.decode_resource else None,
+            max_retries=3,
+        )
 
 
 def scored(
@@ -57,15 +50,18 @@ def scored(
     """Videos (``video_id, uri, etag, due_tasks, …``) to rows with one prediction column a task."""
     ds = extracted(videos, config, resources)
     # 3. Actors hold the models; a batch of rows is up to ten times as many crops. Crops are dropped here, so what
-    #    travels to the driver is small.
+    #    travels to the driver is small. Of a fixed size, so that decoders always find CPUs; not on spot nodes, where a
+    #    lost actor would take its loaded scorers and its batch along.
     return ds.map_batches(
         PredictStage,
         fn_constructor_args=(scorers, Storage(config.storage), "cuda" if resources.gpus_per_predictor else "cpu"),
         batch_format="pyarrow",
         batch_size=resources.rows_per_block,
         compute=ray.data.ActorPoolStrategy(size=resources.num_predictors),
-        num_cpus=1,
+        num_cpus=PREDICT_CPUS,
         num_gpus=resources.gpus_per_predictor or None,
+        memory=PREDICT_MEMORY_BYTES,
+        label_selector=STEADY,
     )
 
 
@@ -137,19 +133,3 @@ class Arrivals:
                 return
             except queue.Full:
                 continue
-
-
-def check_resources(resources: Resources, cluster: dict[str, float]) -> str | None:
-    """Why the pipeline would hang on this cluster (actors take what readers need), or None."""
-    cpus, gpus = cluster.get("CPU", 0), cluster.get("GPU", 0)
-    if cpus < resources.num_predictors + 2:
-        return (
-            f"{resources.num_predictors} predictors need {resources.num_predictors + 2} logical CPUs, "
-            f"the cluster has {cpus:g}: lower --predictors, or add nodes (locally: --num-cpus)"
-        )
-    if gpus < resources.num_predictors * resources.gpus_per_predictor:
-        return (
-            f"{resources.num_predictors} predictors × {resources.gpus_per_predictor:g} GPU need more than "
-            f"the cluster's {gpus:g} GPUs: lower --predictors or --gpus-per-predictor"
-        )
-    return None

@@ -1,0 +1,42 @@
+"""What a submitted job checks of its own environment in its first second."""
+
+import os
+from collections.abc import Mapping
+
+from infra.errors import UserError
+from infra.settings import ENV_DELIMITER, ENV_PREFIX
+
+# Names the variables that the job takes from its node's: NAME=NODES_NAME, …
+REFERENCES = f"{ENV_PREFIX}REFERENCES"
+# Set by Ray for the process of a submitted job.
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def is_submitted(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether this process is a job that somebody submitted."""
+    return JOB_CONFIG in (os.environ if environment is None else environment)
+
+
+def check_references(environment: Mapping[str, str]) -> None:
+    """Refuse to start without a secret that the job was to take from its node.
+
+    Raises:
+        UserError: Names the variables.
+    """
+    wanted = [item.partition("=") for item in environment.get(REFERENCES, "").split(",") if item]
+    missing = [f"{name} (the node's {source})" for name, _, source in wanted if not environment.get(name)]
+    if missing:
+        raise UserError(
+            f"missing on this node: {', '.join(missing)}; set what is missing in the environment of the cluster's "
+            "nodes, or correct the names of --secret"
+        )
+
+
+def fleeting_tracking(environment: Mapping[str, str], uri: str) -> str | None:
+    """A word about a registry in the job's own copy of the code, which goes away with the job; None where all is well."""
+    if not is_submitted(environment) or not uri.startswith("sqlite:///") or uri.startswith("sqlite:////"):
+        return None
+    return (
+        f"tracking.uri is {uri}, a file in this job's own copy of the code, which goes away with the job: set "
+        f"{ENV_PREFIX}TRACKING{ENV_DELIMITER}URI to the cluster's MLflow server"
+    )

@@ -1,0 +1,45 @@
+"""What a run would ask of the cluster and why, printed before anything is asked."""
+
+from rich.table import Table
+
+from infra.errors import UserError
+from infra.settings import Settings
+from ray_jobs.cluster import connect, look
+from ray_jobs.console import console
+from ray_jobs.sizing import GIB, Cluster, Pool, Wanted, check_resources, pipeline_pools, size_pipeline
+
+
+def print_pipeline(wanted: Wanted, settings: Settings) -> None:
+    """The pools of a scoring run on this cluster.
+
+    Raises:
+        UserError: They would never start; after the table.
+    """
+    connect(settings.cluster)
+    cluster = look()
+    resources = size_pipeline(wanted, cluster)
+    print_pools(pipeline_pools(resources, cluster, wanted), cluster)
+    refusal = check_resources(resources, cluster)
+    if refusal:
+        raise UserError(refusal)
+
+
+def print_pools(pools: list[Pool], cluster: Cluster) -> None:
+    """The cluster in a line, then a row a pool."""
+    spot = sum(node.is_spot for node in cluster.nodes)
+    memory = sum(node.memory_bytes for node in cluster.nodes) / GIB
+    growth = f", may grow to {cluster.num_cpus:g} CPUs and {cluster.num_gpus:g} GPUs" if cluster.grows else ""
+    console.print(
+        f"cluster: {len(cluster.nodes)} nodes ({spot} spot), {sum(node.num_cpus for node in cluster.nodes):g} CPUs, "
+        f"{sum(node.num_gpus for node in cluster.nodes):g} GPUs, {memory:.1f} GiB for tasks{growth}",
+        highlight=False,
+    )
+    table = Table()
+    for name in ("pool", "how many", "CPUs each", "GPUs each", "GiB each", "where", "why"):
+        table.add_column(name, justify="right" if name.endswith("each") else "left", overflow="fold")
+    for pool in pools:
+        memory_text = f"{pool.memory_bytes / GIB:.2f}" if pool.memory_bytes else "–"
+        table.add_row(
+            pool.name, pool.size, f"{pool.num_cpus:g}", f"{pool.num_gpus:g}", memory_text, pool.where, pool.why
+        )
+    console.print(table)

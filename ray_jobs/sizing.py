@@ -1,0 +1,226 @@
+"""How a cluster is shared out: arithmetic from its nodes to pools of decoders, predictors and training workers.
+
+Pure: it knows numbers only. The figures come from ``python -m benchmarks.pools`` (docs/cluster.md has its table).
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict, Field
+
+GIB = 1 << 30
+# Not 1: a stage whose request equals the predictors' would be fused into their actors, and no longer scale by itself.
+DECODE_CPUS = 0.9
+PREDICT_CPUS = 1.0
+# Peaks of a decoding task (with its child process) and of a predictor on CPUs, rounded up to the next quarter of a GiB.
+DECODE_MEMORY_BYTES = int(1.25 * GIB)
+PREDICT_MEMORY_BYTES = int(2.5 * GIB)
+# CPU seconds of a video: decoding 720p, and the heaviest network of the recipes on one thread. Of the CPUs, predictors
+# get the share that keeps both busy; on GPUs this is a bound from above, since a GPU is faster than a thread.
+DECODE_S = 1.0
+PREDICT_S = 1.0
+# Two on a GPU: while one unpacks crops on its CPU, the other computes.
+PREDICTORS_PER_GPU = 2
+# Reading the due list and handing out rows must find a CPU whatever the pools take, or all wait for each other.
+SPARE_CPUS = 2
+
+SPOT = "spot"
+MARKET_LABEL = "ray.io/market-type"  # Ray's own label of a node, from RAY_NODE_MARKET_TYPE or --labels
+STEADY = {MARKET_LABEL: f"!{SPOT}"}  # a node that nobody takes away: any without that label, too
+DECODE_RESOURCE = "decode"  # custom resource of nodes that decode; where no node has it, all do
+
+
+class Wanted(BaseModel):
+    """How much of a cluster a pipeline shall take; None: as the cluster allows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_predictors: int | None = Field(None, ge=1, description="actors that hold the scorers")
+    gpus_per_predictor: float | None = Field(None, ge=0, description="GPUs of each; 0 predicts on CPUs")
+    rows_per_block: int = Field(
+        32, ge=1, description="videos per block: the unit of a decode task, of a retry and of a prediction"
+    )
+
+
+class Resources(Wanted):
+    """How much of the cluster a pipeline takes."""
+
+    num_predictors: int = Field(1, ge=1, description="actors that hold the scorers")
+    gpus_per_predictor: float = Field(0.0, ge=0, description="GPUs of each; 0 predicts on CPUs")
+    decode_resource: str | None = Field(None, description="custom resource that a decoding task takes one of")
+
+    def spread(self, num_videos: int, num_cpus: float) -> "Resources":
+        """Smaller blocks for few videos, so that every CPU gets some: at least four blocks a CPU where possible."""
+        fitting = max(1, math.ceil(num_videos / (4 * max(num_cpus, 1))))
+        return self.model_copy(update={"rows_per_block": min(self.rows_per_block, fitting)})
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a node offers to tasks."""
+
+    num_cpus: float
+    num_gpus: float = 0.0
+    memory_bytes: float = math.inf
+    custom: dict[str, float] = field(default_factory=dict)
+    is_spot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The nodes that are there, and the most of each resource that an autoscaler may bring (empty: none does)."""
+
+    nodes: tuple[Node, ...]
+    limits: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def num_cpus(self) -> float:
+        """Logical CPUs, those that may still come included."""
+        return max(sum(node.num_cpus for node in self.nodes), self.limits.get("CPU", 0))
+
+    @property
+    def num_gpus(self) -> float:
+        """GPUs, those that may still come included."""
+        return max(sum(node.num_gpus for node in self.nodes), self.limits.get("GPU", 0))
+
+    @property
+    def grows(self) -> bool:
+        """Whether more may come than is there."""
+        return any(self.limits.values())
+
+    def has(self, resource: str) -> bool:
+        """Whether any node offers a custom resource, or may."""
+        return any(node.custom.get(resource) for node in self.nodes) or bool(self.limits.get(resource))
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Processes of one kind: how many, what each asks for, on which nodes, and why so."""
+
+    name: str
+    size: str
+    num_cpus: float
+    num_gpus: float
+    memory_bytes: int
+    where: str
+    why: str
+
+
+def size_pipeline(wanted: Wanted, cluster: Cluster) -> Resources:
+    """Fill in what was left to the cluster. Predictors are a fixed pool; decoders take what is left."""
+    on_gpu = cluster.num_gpus > 0 if wanted.gpus_per_predictor is None else wanted.gpus_per_predictor > 0
+    share = wanted.gpus_per_predictor
+    if share is None:
+        share = 1 / PREDICTORS_PER_GPU if on_gpu else 0.0
+    number = wanted.num_predictors
+    if number is None:
+        number = max(1, math.floor(cluster.num_cpus * PREDICT_S / (PREDICT_S + DECODE_S)))
+        number = min(number, max(1, math.floor(cluster.num_cpus) - SPARE_CPUS))
+        if on_gpu:
+            number = max(1, min(number, predictors_on_gpus(cluster, share)))
+    return Resources(
+        num_predictors=number,
+        gpus_per_predictor=share,
+        rows_per_block=wanted.rows_per_block,
+        decode_resource=DECODE_RESOURCE if cluster.has(DECODE_RESOURCE) else None,
+    )
+
+
+def predictors_on_gpus(cluster: Cluster, share: float) -> int:
+    """Predictors that the GPUs hold; a part of a GPU does not reach over two, and spot nodes hold none."""
+    steady = sum(_on_gpus(node.num_gpus, share) for node in cluster.nodes if not node.is_spot)
+    return max(steady, _on_gpus(cluster.limits.get("GPU", 0), share))
+
+
+def _on_gpus(num_gpus: float, share: float) -> int:
+    if share >= 1:
+        return math.floor(num_gpus / share)
+    return math.floor(num_gpus) * math.floor(1 / share + 1e-9)
+
+
+def num_decoders(resources: Resources, cluster: Cluster) -> int:
+    """Decoding tasks that run at a time on the nodes that are there, beside the predictors; at least 1."""
+    left = resources.num_predictors
+    total = 0
+    # Predictors go to nodes with GPUs first where they need them, and never to spot nodes.
+    for node in sorted(cluster.nodes, key=lambda node: (node.is_spot, -node.num_gpus)):
+        here = 0 if node.is_spot else min(left, _predictors_on(node, resources.gpus_per_predictor))
+        left -= here
+        cpus = node.num_cpus - here * PREDICT_CPUS
+        memory = node.memory_bytes - here * PREDICT_MEMORY_BYTES
+        fitting = min(cpus / DECODE_CPUS, memory / DECODE_MEMORY_BYTES)
+        if resources.decode_resource is not None:
+            fitting = min(fitting, node.custom.get(resources.decode_resource, 0))
+        total += max(0, math.floor(fitting))
+    return max(1, total)
+
+
+def _predictors_on(node: Node, share: float) -> int:
+    fitting = min(node.num_cpus / PREDICT_CPUS, node.memory_bytes / PREDICT_MEMORY_BYTES)
+    return math.floor(fitting if share == 0 else min(fitting, _on_gpus(node.num_gpus, share)))
+
+
+def check_resources(resources: Resources, cluster: Cluster) -> str | None:
+    """Why the pipeline would hang on this cluster (predictors take what decoders need, or never start), or None."""
+    cpus, number, share = cluster.num_cpus, resources.num_predictors, resources.gpus_per_predictor
+    if cpus < number * PREDICT_CPUS + SPARE_CPUS:
+        return (
+            f"{number} predictors need {number * PREDICT_CPUS + SPARE_CPUS:g} logical CPUs, the cluster has {cpus:g}: "
+            "lower --predictors, or add nodes (locally: --num-cpus)"
+        )
+    if share and predictors_on_gpus(cluster, share) < number:
+        steady = max(sum(node.num_gpus for node in cluster.nodes if not node.is_spot), cluster.limits.get("GPU", 0))
+        return (
+            f"{number} predictors × {share:g} GPU need more than the cluster's {steady:g} GPUs hold (spot nodes do not "
+            "count: they decode only): lower --predictors or --gpus-per-predictor (0: CPUs), or add GPU nodes"
+        )
+    if cluster.grows:  # what is to come may have the room
+        return None
+    room = sum(_predictors_on(node, share) for node in cluster.nodes if not node.is_spot)
+    if room < number:
+        return (
+            f"{number} predictors need {number} × {PREDICT_MEMORY_BYTES / GIB:g} GiB and a CPU each on nodes that are "
+            f"not spot; {room} fit: lower --predictors, or give nodes more memory (ray start --memory)"
+        )
+    return None
+
+
+def pipeline_pools(resources: Resources, cluster: Cluster, wanted: Wanted | None = None) -> list[Pool]:
+    """What scoring asks for, and why."""
+    share, number = resources.gpus_per_predictor, resources.num_predictors
+    given = wanted is not None and wanted.num_predictors is not None
+    if given:
+        why = "--predictors"
+    elif share:
+        why = (
+            f"{cluster.num_gpus:g} GPUs × {_on_gpus(1, share) or 1} on each, at most "
+            f"{PREDICT_S / (PREDICT_S + DECODE_S):.0%} of {cluster.num_cpus:g} CPUs"
+        )
+    else:
+        why = (
+            f"{PREDICT_S / (PREDICT_S + DECODE_S):.0%} of {cluster.num_cpus:g} CPUs: a video takes about "
+            f"{DECODE_S:g} s of decoding and up to {PREDICT_S:g} s of predicting on a CPU"
+        )
+    decode = num_decoders(resources, cluster)
+    where = f"nodes with {resources.decode_resource}" if resources.decode_resource else "every node, spot too"
+    return [
+        Pool("driver", "1", 0, 0, 0, "the head node", "plans and commits; it asks for nothing, keep a CPU of the head"),
+        Pool(
+            "decoders",
+            f"{decode} now, as many as fit",
+            DECODE_CPUS,
+            0,
+            DECODE_MEMORY_BYTES,
+            where,
+            "tasks on whatever CPUs the predictors leave; a node that joins decodes, a lost one costs its blocks",
+        ),
+        Pool(
+            "predictors",
+            f"{number}, fixed",
+            PREDICT_CPUS,
+            share,
+            PREDICT_MEMORY_BYTES,
+            "nodes that are not spot",
+            why,
+        ),
+    ]
