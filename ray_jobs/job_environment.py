@@ -33,7 +33,7 @@ def check_references(environment: Mapping[str, str]) -> None:
 
 
 def fleeting_tracking(environment: Mapping[str, str], uri: str) -> str | None:
-    """A word about a registry in the job's own copy of the code, which goes away with the job; None where all is well."""
+    """A word about a registry in the job's own copy of the code, which goes away with it; None where all is well."""
     if not is_submitted(environment) or not uri.startswith("sqlite:///") or uri.startswith("sqlite:////"):
         return None
     return (

@@ -1,4 +1,4 @@
-"""A job's runtime environment: the file's, with values and references from the command line; secrets never as values."""
+"""A job's runtime environment: the file's, with values and references from the command line; secrets by name only."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from typer.core import TyperGroup
 
@@ -102,7 +103,7 @@ def check_verb(arguments: tuple[str, ...]) -> None:
         raise UserError(f"submit {verb}: no such verb; there are {', '.join(VERBS)}")
     if verb in NOT_SUBMITTED:
         raise UserError(f"submit {verb}: it runs on this machine only")
-    command = LazyVerbs().get_command(None, verb)
+    command: Any = LazyVerbs().get_command(None, verb)
     context = command.make_context(verb, list(arguments[1:]))
     while isinstance(command, TyperGroup):  # a verb with verbs of its own
         name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
