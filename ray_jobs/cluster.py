@@ -8,7 +8,7 @@ import ray.data
 
 from infra.errors import UserError
 from infra.settings import ClusterSettings
-from ray_jobs.sizing import MARKET_LABEL, SPOT, Cluster, Node, Resources, Wanted, check_resources, size_pipeline
+from ray_jobs.sizing import MARKET_LABEL, SPOT, Cluster, Node, Resources, Wanted, check_pipeline, size_pipeline
 
 # A silent hang costs 30 minutes by default; a stage without any progress for ten minutes is worth an error.
 NO_PROGRESS_TIMEOUT_S = 600.0
@@ -94,7 +94,7 @@ def fit(wanted: Wanted, settings: ClusterSettings) -> tuple[Resources, float]:
     connect(settings)
     cluster = look()
     resources = size_pipeline(wanted, cluster)
-    refusal = check_resources(resources, cluster)
+    refusal = check_pipeline(resources, cluster)
     if refusal:
         raise UserError(refusal)
     return resources, sum(node.num_cpus for node in cluster.nodes)

@@ -12,9 +12,9 @@ REFERENCES = f"{ENV_PREFIX}REFERENCES"
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
-def is_submitted(environment: Mapping[str, str] | None = None) -> bool:
+def is_submitted() -> bool:
     """Whether this process is a job that somebody submitted."""
-    return JOB_CONFIG in (os.environ if environment is None else environment)
+    return JOB_CONFIG in os.environ
 
 
 def check_references(environment: Mapping[str, str]) -> None:
@@ -32,11 +32,14 @@ def check_references(environment: Mapping[str, str]) -> None:
         )
 
 
-def fleeting_tracking(environment: Mapping[str, str], uri: str) -> str | None:
-    """A word about a registry in the job's own copy of the code, which goes away with it; None where all is well."""
-    if not is_submitted(environment) or not uri.startswith("sqlite:///") or uri.startswith("sqlite:////"):
-        return None
-    return (
-        f"tracking.uri is {uri}, a file in this job's own copy of the code, which goes away with the job: set "
-        f"{ENV_PREFIX}TRACKING{ENV_DELIMITER}URI to the cluster's MLflow server"
-    )
+def refuse_fleeting_tracking(uri: str) -> None:
+    """Refuse to register what is learned in the job's own copy of the code, which goes away with the job.
+
+    Raises:
+        UserError: The registry is a relative SQLite file, and this is a submitted job.
+    """
+    if is_submitted() and uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        raise UserError(
+            f"tracking.uri is {uri}, a file in this job's own copy of the code, which goes away with the job: set "
+            f"{ENV_PREFIX}TRACKING{ENV_DELIMITER}URI to the cluster's MLflow server"
+        )

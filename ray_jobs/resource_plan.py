@@ -4,9 +4,13 @@ from rich.table import Table
 
 from infra.errors import UserError
 from infra.settings import Settings
+from infra.storage import Storage
 from ray_jobs.cluster import connect, look
 from ray_jobs.console import console
-from ray_jobs.sizing import GIB, Cluster, Pool, Wanted, check_resources, pipeline_pools, size_pipeline
+from ray_jobs.crops.dataset import read_manifest
+from ray_jobs.sizing import GIB, Cluster, Pool, Wanted, check_pipeline, pipeline_pools, size_pipeline, training_pools
+from ray_jobs.training.checks import check_resources, training_resources
+from ray_jobs.training.config import TrainConfig
 
 
 def print_pipeline(wanted: Wanted, settings: Settings) -> None:
@@ -19,9 +23,23 @@ def print_pipeline(wanted: Wanted, settings: Settings) -> None:
     cluster = look()
     resources = size_pipeline(wanted, cluster)
     print_pools(pipeline_pools(resources, cluster, wanted), cluster)
-    refusal = check_resources(resources, cluster)
+    refusal = check_pipeline(resources, cluster)
     if refusal:
         raise UserError(refusal)
+
+
+def print_training(config: TrainConfig, settings: Settings) -> None:
+    """The workers of a training run on this cluster.
+
+    Raises:
+        UserError: The dataset cannot be read, or the workers would never start; the latter after the table.
+    """
+    dataset = read_manifest(config.dataset, Storage(settings.storage))
+    training = training_resources(config, dataset)
+    connect(settings.cluster)
+    cluster = look()
+    print_pools(training_pools(training, cluster), cluster)
+    check_resources(training, cluster)
 
 
 def print_pools(pools: list[Pool], cluster: Cluster) -> None:

@@ -21,6 +21,8 @@ DECODE_S = 1.0
 PREDICT_S = 1.0
 # Two on a GPU: while one unpacks crops on its CPU, the other computes.
 PREDICTORS_PER_GPU = 2
+# A training worker before it holds any crops: torch, a network and its optimizer.
+TRAIN_MEMORY_BYTES = int(1.5 * GIB)
 # Reading the due list and handing out rows must find a CPU whatever the pools take, or all wait for each other.
 SPARE_CPUS = 2
 
@@ -160,7 +162,7 @@ def _predictors_on(node: Node, share: float) -> int:
     return math.floor(fitting if share == 0 else min(fitting, _on_gpus(node.num_gpus, share)))
 
 
-def check_resources(resources: Resources, cluster: Cluster) -> str | None:
+def check_pipeline(resources: Resources, cluster: Cluster) -> str | None:
     """Why the pipeline would hang on this cluster (predictors take what decoders need, or never start), or None."""
     cpus, number, share = cluster.num_cpus, resources.num_predictors, resources.gpus_per_predictor
     if cpus < number * PREDICT_CPUS + SPARE_CPUS:
@@ -222,5 +224,71 @@ def pipeline_pools(resources: Resources, cluster: Cluster, wanted: Wanted | None
             PREDICT_MEMORY_BYTES,
             "nodes that are not spot",
             why,
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a training run asks for."""
+
+    most: int  # workers
+    least: int
+    cpus_per_worker: int
+    use_gpu: bool
+    crops_bytes: int = 0  # of the training split, decoded
+    resident_bytes: int = 0  # kept in a worker's memory, at most
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of each worker: every worker keeps all decoded crops, where they fit."""
+        kept = self.crops_bytes if self.crops_bytes <= self.resident_bytes else 0
+        return TRAIN_MEMORY_BYTES + kept
+
+    def room(self, cluster: Cluster) -> int:
+        """Workers that the nodes that are there hold, one CPU left to Ray Train's controller; spot nodes hold none."""
+        total = 0
+        for node in cluster.nodes:
+            fitting = min(node.num_cpus / self.cpus_per_worker, node.memory_bytes / self.memory_bytes)
+            total += 0 if node.is_spot else math.floor(min(fitting, node.num_gpus) if self.use_gpu else fitting)
+        return min(total, math.floor((sum(node.num_cpus for node in cluster.nodes) - 1) / self.cpus_per_worker))
+
+
+def check_training(training: Training, cluster: Cluster) -> str | None:
+    """Why the least number of workers never starts on this cluster, or None."""
+    least, cpus = training.least, training.least * training.cpus_per_worker + 1
+    gpus = least if training.use_gpu else 0
+    if cluster.num_cpus < cpus or cluster.num_gpus < gpus:
+        return (
+            f"{least} workers need {cpus} CPUs{f' and {gpus} GPUs' if gpus else ''}, the cluster has "
+            f"{cluster.num_cpus:g} CPUs and {cluster.num_gpus:g} GPUs: lower --workers or --cpus-per-worker, or add "
+            f"nodes{' (or train without --gpu)' if gpus and not cluster.num_gpus else ''}"
+        )
+    if not cluster.grows and training.room(cluster) < least:
+        return (
+            f"{least} workers need {training.cpus_per_worker} CPUs{', a GPU' if gpus else ''} and "
+            f"{training.memory_bytes / GIB:.1f} GiB each on nodes that are not spot; {training.room(cluster)} fit: "
+            "lower --workers or --resident-bytes, or add nodes"
+        )
+    return None
+
+
+def training_pools(training: Training, cluster: Cluster) -> list[Pool]:
+    """What training asks for, and why."""
+    size = f"{training.least} to {training.most}" if training.least < training.most else f"{training.most}, fixed"
+    kept = training.memory_bytes > TRAIN_MEMORY_BYTES
+    crops = f"{training.crops_bytes / GIB:.2f} GiB of decoded crops"
+    return [
+        Pool("driver", "1", 0, 0, 0, "the head node", "looks after the run; it asks for nothing"),
+        Pool("controller", "1", 1, 0, 0, "any node", "Ray Train's own"),
+        Pool(
+            "workers",
+            size,
+            training.cpus_per_worker,
+            float(training.use_gpu),
+            training.memory_bytes,
+            "nodes that are not spot",
+            f"--workers; there is room for {training.room(cluster)}. "
+            + (f"Each keeps {crops}" if kept else f"{crops} are more than --resident-bytes, so they are streamed"),
         ),
     ]

@@ -52,6 +52,7 @@ def train(
     resident_bytes: Annotated[
         int, typer.Option(min=0, help="Decoded crops up to this size are kept in a worker's memory; else streamed.")
     ] = 4 << 30,
+    plan_resources: options.PlanResources = False,
     promote: Annotated[
         bool, typer.Option("--promote", help="Make the new version the champion, where there is none yet.")
     ] = False,
@@ -96,6 +97,11 @@ def train(
         checkpoint_every_steps=checkpoint_every_steps,
         resident_bytes=resident_bytes,
     )
+    if plan_resources:
+        from ray_jobs.resource_plan import print_training
+
+        print_training(run, settings)
+        return
     if promote:
         seen = promotion.look(tracking_client(settings.tracking), run.task)
         if seen.champion is not None and name is None:  # a named run may be the champion's own, said again

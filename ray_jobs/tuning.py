@@ -19,11 +19,12 @@ from infra.settings import Settings
 from infra.storage import Storage, join
 from infra.tracking import absolute_uri, experiment_id, tracking_client
 from models.tasks.base import get_task
-from ray_jobs.cluster import connect
+from ray_jobs.cluster import connect, look
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import read_manifest
 from ray_jobs.interrupts import Stoppable
-from ray_jobs.training.checks import check_dataset, check_resources
+from ray_jobs.job_environment import refuse_fleeting_tracking
+from ray_jobs.training.checks import check_dataset, check_resources, training_resources
 from ray_jobs.training.config import TrainConfig
 from ray_jobs.training.recipe import Recipe, nested, replaced
 from ray_jobs.training.run import train_trial
@@ -108,10 +109,13 @@ def run_tune(config: TuneConfig, settings: Settings) -> Recipe:
     if base.recipe.weights.endswith(".safetensors"):  # a trial works in a folder of its own
         weights = {"weights": storage.absolute(base.recipe.weights)}
         base = base.model_copy(update={"recipe": base.recipe.model_copy(update=weights)})
-    check_dataset(base, task, read_manifest(base.dataset, storage))
+    dataset = read_manifest(base.dataset, storage)
+    check_dataset(base, task, dataset)
+    refuse_fleeting_tracking(settings.tracking.uri)
     tracking = settings.tracking.model_copy(update={"uri": absolute_uri(settings.tracking.uri)})
     settings = settings.model_copy(update={"tracking": tracking})
-    check_resources(base, connect(settings.cluster))
+    connect(settings.cluster)
+    check_resources(training_resources(base, dataset), look())
     client = tracking_client(tracking)
     parent = client.create_run(
         experiment_id(client, tracking), run_name=base.name, tags={"task": task.name}

@@ -43,8 +43,8 @@ def nvdec_error() -> str:
 
     try:
         accelerator = HWAccel("cuda", allow_software_fallback=False)
-        with av.open(io.BytesIO(clip()), hwaccel=accelerator) as container:
-            number = sum(1 for _ in container.decode(video=0))
+        with av.open(io.BytesIO(clip()), "r", hwaccel=accelerator) as container:
+            number = len(list(container.decode(video=0)))
         return "" if number == 4 else f"{number} of 4 pictures came out"
     except Exception as error:  # PyAV raises several kinds, and none is documented
         return " ".join(str(error).split())[:300] or type(error).__name__

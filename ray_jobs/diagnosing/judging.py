@@ -149,6 +149,8 @@ def judge_reach(facts: NodeFacts) -> list[Finding]:
 
 def judge_versions(by_node: Mapping[str, NodeFacts], own: NodeFacts) -> Finding:
     """Ray and Python are the same on every node and in this process."""
+    if not by_node:
+        return fail("versions", "no node answered", "mend the nodes first")
     kinds: dict[str, list[str]] = defaultdict(list)
     for name, facts in [("this process", own), *by_node.items()]:
         kinds[f"Ray {facts.packages.get('ray')} with Python {'.'.join(map(str, facts.python))}"].append(name)

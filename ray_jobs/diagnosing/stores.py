@@ -59,9 +59,7 @@ def check_objects(storage: Storage, root: str) -> list[Finding]:
         findings.append(
             ok("storage read", "a range of it was read")
             if part == data[300:310]
-            else fail(
-                "storage read", f"bytes 300–310 came back as {part!r}", "a proxy drops the Range header"
-            )
+            else fail("storage read", f"bytes 300–310 came back as {part!r}", "a proxy drops the Range header")
         )
         return [*findings, *check_conditional_put(storage, place)]
     finally:
@@ -189,4 +187,5 @@ def check_server_clock(name: str, url: str, *, head: Callable[[str], str | None]
 def _date_of(url: str) -> str | None:
     import httpx
 
-    return httpx.head(url, timeout=10).headers.get("date")
+    said: str | None = httpx.head(url, timeout=10).headers.get("date")
+    return said

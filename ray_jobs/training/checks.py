@@ -3,6 +3,7 @@
 from infra.errors import UserError
 from models.tasks.base import Task
 from ray_jobs.crops.dataset import DatasetManifest
+from ray_jobs.sizing import Cluster, Training, check_training
 from ray_jobs.training.config import TrainConfig
 
 
@@ -46,18 +47,24 @@ def missing_classes(task: Task, dataset: DatasetManifest) -> list[str]:
     return lines
 
 
-def check_resources(config: TrainConfig, resources: dict[str, float]) -> None:
+def training_resources(config: TrainConfig, dataset: DatasetManifest) -> Training:
+    """What the run asks of the cluster."""
+    return Training(
+        most=config.num_workers,
+        least=config.min_workers or config.num_workers,
+        cpus_per_worker=config.cpus_per_worker,
+        use_gpu=config.use_gpu,
+        crops_bytes=dataset.num_crops.get("train", 0) * 3 * dataset.face_policy.crop_size**2,
+        resident_bytes=config.resident_bytes,
+    )
+
+
+def check_resources(training: Training, cluster: Cluster) -> None:
     """Refuse a cluster that never has the workers.
 
     Raises:
         UserError: Says what it lacks.
     """
-    least = config.min_workers or config.num_workers
-    num_cpus = least * config.cpus_per_worker + 1  # one is Ray Train's controller's
-    if resources.get("CPU", 0) < num_cpus or resources.get("GPU", 0) < least * config.use_gpu:
-        raise UserError(
-            f"{least} workers need {num_cpus} CPUs"
-            f"{f' and {least} GPUs' if config.use_gpu else ''}, the cluster has "
-            f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs: lower --workers or "
-            "--cpus-per-worker, or add nodes"
-        )
+    refusal = check_training(training, cluster)
+    if refusal:
+        raise UserError(refusal)

@@ -26,7 +26,7 @@ from models.network import build_network, check_backbone
 from models.scorer import WEIGHTS_FILE, ScorerManifest, TrainingSummary, load_scorer, save_scorer
 from models.tasks.base import Task, get_task
 from models.transforms import InputConfig
-from ray_jobs.cluster import connect
+from ray_jobs.cluster import connect, look
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import (
     CARD,
@@ -40,10 +40,12 @@ from ray_jobs.crops.dataset import (
     read_targets,
 )
 from ray_jobs.interrupts import Stoppable
+from ray_jobs.job_environment import refuse_fleeting_tracking
 from ray_jobs.reports.dataset import dataset_card
+from ray_jobs.sizing import STEADY
 from ray_jobs.training.balance import Balance
 from ray_jobs.training.checkpoint import BEST, LAST, Checkpoints
-from ray_jobs.training.checks import check_dataset, check_resources, missing_classes
+from ray_jobs.training.checks import check_dataset, check_resources, missing_classes, training_resources
 from ray_jobs.training.config import TrainConfig, WorkerConfig
 from ray_jobs.training.progress import EpochLines
 from ray_jobs.training.recipe import Recipe
@@ -79,6 +81,7 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
     dataset = read_manifest(config.dataset, storage)
     check_dataset(config, task, dataset)
     balance = _balance(config, task, dataset)
+    refuse_fleeting_tracking(settings.tracking.uri)
     tracking = settings.tracking.model_copy(update={"uri": absolute_uri(settings.tracking.uri)})
     client = tracking_client(tracking)
     with TemporaryDirectory(prefix="facereel-") as folder:
@@ -89,8 +92,8 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
         config = _with_starting_weights(config, task, client, storage)
         for line in missing_classes(task, dataset):
             console.print(f"note: {line}", highlight=False)
-        resources = connect(settings.cluster)
-        check_resources(config, resources)
+        connect(settings.cluster)
+        check_resources(training_resources(config, dataset), look())
         if record.mlflow_run_id is None:
             run_id = _start_mlflow_run(client, tracking, config, task)
             record = record.model_copy(update={"mlflow_run_id": run_id})
@@ -242,6 +245,7 @@ def _fit(
     filesystem, root = storage.arrow_filesystem(join(config.storage, "_ray"))
     # Ray's annotation leaves out the pair that its documentation and code take.
     workers: Any = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
+    steady: Any = {"label_selector": STEADY}  # likewise
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={
@@ -261,7 +265,13 @@ def _fit(
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=config.use_gpu,
-            resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu else {}),
+            resources_per_worker={
+                "CPU": config.cpus_per_worker,
+                "memory": training_resources(config, dataset).memory_bytes,
+                **({"GPU": 1} if config.use_gpu else {}),
+            },
+            # A lost worker costs all of them the steps since the last checkpoint.
+            **steady,
         ),
         run_config=ray.train.RunConfig(
             # The checkpoints are our own: Ray's folder holds its bookkeeping alone, anew for each attempt.

@@ -1,0 +1,182 @@
+"""How a cluster is shared out: nobody starves, spot nodes decode only, GPUs hold whole predictors."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_jobs.sizing import (
+    DECODE_CPUS,
+    DECODE_MEMORY_BYTES,
+    GIB,
+    PREDICT_CPUS,
+    PREDICT_MEMORY_BYTES,
+    SPARE_CPUS,
+    TRAIN_MEMORY_BYTES,
+    Cluster,
+    Node,
+    Resources,
+    Training,
+    Wanted,
+    check_pipeline,
+    check_training,
+    num_decoders,
+    pipeline_pools,
+    predictors_on_gpus,
+    size_pipeline,
+    training_pools,
+)
+
+CPU_NODE = Node(16, memory_bytes=64 * GIB)
+GPU_NODE = Node(16, num_gpus=4, memory_bytes=128 * GIB)
+SPOT_NODE = Node(16, memory_bytes=64 * GIB, is_spot=True)
+
+
+def test_what_is_given_stays_as_it_is() -> None:
+    wanted = Wanted(num_predictors=3, gpus_per_predictor=0.25, rows_per_block=7)
+    resources = size_pipeline(wanted, Cluster((GPU_NODE,)))
+    assert (resources.num_predictors, resources.gpus_per_predictor, resources.rows_per_block) == (3, 0.25, 7)
+
+
+def test_gpus_are_used_where_there_are_any() -> None:
+    resources = size_pipeline(Wanted(), Cluster((GPU_NODE, CPU_NODE, CPU_NODE)))
+    assert (resources.num_predictors, resources.gpus_per_predictor) == (8, 0.5)
+    assert size_pipeline(Wanted(gpus_per_predictor=0), Cluster((GPU_NODE,))).gpus_per_predictor == 0
+    assert size_pipeline(Wanted(), Cluster((CPU_NODE,))).gpus_per_predictor == 0
+
+
+def test_few_cpus_leave_gpus_idle_rather_than_decoders() -> None:
+    resources = size_pipeline(Wanted(), Cluster((Node(4, num_gpus=8, memory_bytes=64 * GIB),)))
+    assert resources.num_predictors <= 2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "share", "number"),
+    [
+        (1, 0.5, 2),
+        (1, 0.4, 2),
+        (1, 0.25, 4),
+        (1, 1 / 3, 3),
+        (2, 0.3, 6),
+        (3, 2, 1),
+        (4, 1, 4),
+        (0, 0.5, 0),
+        (1, 0.6, 1),
+    ],
+)
+def test_a_part_of_a_gpu_does_not_reach_over_two(gpus: int, share: float, number: int) -> None:
+    assert predictors_on_gpus(Cluster((Node(16, num_gpus=gpus),)), share) == number
+
+
+def test_gpus_of_spot_nodes_hold_no_predictors() -> None:
+    spot = Node(16, num_gpus=4, memory_bytes=64 * GIB, is_spot=True)
+    refusal = check_pipeline(Resources(num_predictors=1, gpus_per_predictor=0.5), Cluster((CPU_NODE, spot)))
+    assert refusal is not None
+    assert "spot nodes do not count" in refusal
+
+
+def test_a_cluster_without_gpus_refuses_a_gpu_recipe() -> None:
+    refusal = check_pipeline(Resources(num_predictors=2, gpus_per_predictor=1), Cluster((CPU_NODE,)))
+    assert refusal is not None
+    assert "--gpus-per-predictor" in refusal
+
+
+def test_an_autoscaler_may_bring_what_is_not_there() -> None:
+    waiting = Cluster((Node(4, memory_bytes=8 * GIB),), {"CPU": 260, "GPU": 8, "memory": 1e12})
+    resources = size_pipeline(Wanted(), waiting)
+    assert (resources.num_predictors, resources.gpus_per_predictor) == (16, 0.5)
+    assert check_pipeline(resources, waiting) is None
+    training = Training(most=8, least=8, cpus_per_worker=4, use_gpu=True)
+    assert check_training(training, waiting) is None
+    assert check_training(training, Cluster(waiting.nodes)) is not None
+
+
+def test_predictors_without_memory_are_refused() -> None:
+    small = Cluster((Node(16, memory_bytes=PREDICT_MEMORY_BYTES - 1),))
+    refusal = check_pipeline(Resources(), small)
+    assert refusal is not None
+    assert "GiB" in refusal
+    assert check_pipeline(Resources(), Cluster((Node(16, memory_bytes=PREDICT_MEMORY_BYTES),))) is None
+
+
+def test_decoders_take_what_predictors_leave() -> None:
+    # 16 CPUs - 2 predictors = 14; 14 / 0.9 = 15.
+    assert num_decoders(Resources(num_predictors=2), Cluster((CPU_NODE,))) == 15
+    # Memory is the narrower one: 4 GiB beside the predictor.
+    narrow = Node(16, memory_bytes=PREDICT_MEMORY_BYTES + 3.5 * DECODE_MEMORY_BYTES)
+    assert num_decoders(Resources(), Cluster((narrow,))) == 3
+    # Predictors with GPUs leave the other nodes alone; spot nodes decode.
+    mixed = Cluster((SPOT_NODE, GPU_NODE))
+    assert num_decoders(Resources(num_predictors=8, gpus_per_predictor=0.5), mixed) == 17 + 8
+
+
+def test_nodes_that_offer_the_resource_decode_and_no_others() -> None:
+    named = Node(16, memory_bytes=64 * GIB, custom={"decode": 6})
+    cluster = Cluster((CPU_NODE, named))
+    resources = size_pipeline(Wanted(num_predictors=1), cluster)
+    assert resources.decode_resource == "decode"
+    assert num_decoders(resources, cluster) == 6
+    assert size_pipeline(Wanted(), Cluster((CPU_NODE,))).decode_resource is None
+
+
+NODES = st.builds(
+    Node,
+    num_cpus=st.integers(1, 64).map(float),
+    num_gpus=st.integers(0, 8).map(float),
+    memory_bytes=st.integers(4, 512).map(lambda gib: float(gib * GIB)),
+    is_spot=st.booleans(),
+)
+
+
+@given(st.lists(NODES, min_size=1, max_size=12))
+def test_what_is_sized_by_the_cluster_starts_or_is_refused_and_starves_nobody(nodes: list[Node]) -> None:
+    cluster = Cluster(tuple(nodes))
+    resources = size_pipeline(Wanted(), cluster)
+    assert resources.num_predictors >= 1
+    if check_pipeline(resources, cluster) is None:
+        decoders = num_decoders(resources, cluster)
+        assert decoders >= 1
+        assert resources.num_predictors * PREDICT_CPUS + SPARE_CPUS <= cluster.num_cpus
+        used = decoders * DECODE_CPUS + resources.num_predictors * PREDICT_CPUS
+        assert used <= cluster.num_cpus + DECODE_CPUS  # one decoder at least, even where it has to wait for room
+        assert resources.num_predictors * resources.gpus_per_predictor <= cluster.num_gpus + 1e-6
+
+
+def test_small_clusters_keep_one_predictor() -> None:
+    assert size_pipeline(Wanted(), Cluster((Node(4, memory_bytes=16 * GIB),))).num_predictors <= 2
+    refusal = check_pipeline(Resources(num_predictors=3), Cluster((Node(4, memory_bytes=16 * GIB),)))
+    assert refusal == (
+        "3 predictors need 5 logical CPUs, the cluster has 4: lower --predictors, or add nodes (locally: --num-cpus)"
+    )
+
+
+def test_training_counts_cpus_gpus_memory_and_its_controller() -> None:
+    one = Training(most=1, least=1, cpus_per_worker=3, use_gpu=False)
+    assert check_training(one, Cluster((Node(4, memory_bytes=16 * GIB),))) is None
+    assert check_training(one, Cluster((Node(3, memory_bytes=16 * GIB),))) is not None  # none left for the controller
+    on_gpu = Training(most=2, least=2, cpus_per_worker=1, use_gpu=True)
+    refusal = check_training(on_gpu, Cluster((CPU_NODE,)))
+    assert refusal is not None
+    assert "without --gpu" in refusal
+    assert check_training(on_gpu, Cluster((GPU_NODE,))) is None
+    assert check_training(on_gpu, Cluster((Node(16, num_gpus=4, memory_bytes=64 * GIB, is_spot=True),))) is not None
+
+
+def test_training_keeps_crops_where_they_fit() -> None:
+    kept = Training(1, 1, 1, False, crops_bytes=3 * GIB, resident_bytes=4 * GIB)
+    streamed = Training(1, 1, 1, False, crops_bytes=5 * GIB, resident_bytes=4 * GIB)
+    assert kept.memory_bytes == TRAIN_MEMORY_BYTES + 3 * GIB
+    assert streamed.memory_bytes == TRAIN_MEMORY_BYTES
+    assert check_training(kept, Cluster((Node(8, memory_bytes=4 * GIB),))) is not None
+    assert check_training(streamed, Cluster((Node(8, memory_bytes=4 * GIB),))) is None
+    assert "streamed" in training_pools(streamed, Cluster((CPU_NODE,)))[-1].why
+    assert "3.00 GiB" in training_pools(kept, Cluster((CPU_NODE,)))[-1].why
+
+
+def test_every_pool_says_why() -> None:
+    cluster = Cluster((GPU_NODE, CPU_NODE, SPOT_NODE))
+    pools = pipeline_pools(size_pipeline(Wanted(), cluster), cluster, Wanted())
+    assert [pool.name for pool in pools] == ["driver", "decoders", "predictors"]
+    assert all(pool.why and pool.where for pool in pools)
+    assert "4 GPUs × 2" in pools[-1].why
+    given_by_user = pipeline_pools(Resources(num_predictors=2), cluster, Wanted(num_predictors=2))
+    assert given_by_user[-1].why == "--predictors"
