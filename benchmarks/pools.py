@@ -1,6 +1,6 @@
 """What one decoder and one predictor take: seconds of CPU and memory for a video, the ground of `ray_jobs/sizing.py`.
 
-    python -m benchmarks.pools                  about four minutes on two cores
+    python -m benchmarks.pools                  about three minutes on two idle cores
 
 Each runs in a process of its own with one thread, as Ray runs it. Memory is the peak of the proportional set size
 (shared pages count once) of the process and its children. Videos are encoded here: 60 s, 25 pictures a second. Crops
@@ -16,13 +16,11 @@ from pathlib import Path
 
 import psutil
 from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 VIDEOS = (
     "360p GOP 250, B-frames",
     "720p GOP 250, B-frames",
-    "720p GOP 50, B-frames",
     "1080p phone, HEVC GOP 30, turned",
 )
 NETWORKS = (("resnet18", 112), ("resnet50", 224), ("densenet121", 256))
@@ -108,20 +106,18 @@ def main() -> None:
     """Measure and print."""
     from benchmarks.decode_catalog import CATALOG, make
 
-    table = Table(title=f"one CPU thread; {time.strftime('%Y-%m-%d')}")
-    for name in ("what", "CPU s a video", "peak memory, MiB"):
-        table.add_column(name, justify="left" if name == "what" else "right")
+    console = Console()
+    console.print(f"one CPU thread, {time.strftime('%Y-%m-%d')}: CPU seconds a video, peak memory")
     with tempfile.TemporaryDirectory(prefix="facereel-") as folder:
+        for backbone, size in NETWORKS:
+            seconds, mib = measured(PREDICT, backbone, str(size), str(NUM_ROWS), str(NUM_FACES))
+            console.print(f"predict {backbone} at {size}, {NUM_FACES} faces: {seconds:.2f} s, {mib:.0f} MiB")
         for video in CATALOG:
             if video.name in VIDEOS:
                 path = Path(folder) / f"{VIDEOS.index(video.name)}.{video.suffix}"
                 make(video, path)
                 seconds, mib = measured(DECODE, str(path))
-                table.add_row(f"decode {video.name}", f"{seconds:.2f}", f"{mib:.0f}")
-        for backbone, size in NETWORKS:
-            seconds, mib = measured(PREDICT, backbone, str(size), str(NUM_ROWS), str(NUM_FACES))
-            table.add_row(f"predict {backbone} at {size}, {NUM_FACES} faces", f"{seconds:.2f}", f"{mib:.0f}")
-    Console().print(table)
+                console.print(f"decode {video.name}: {seconds:.2f} s, {mib:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from ray_jobs.comparing import Compared, compare
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import DatasetManifest, groups_of, read_manifest, read_targets, split_parts
 from ray_jobs.crops.mapping import map_crops, scanned
+from ray_jobs.preflight import refuse_unwritable
 from ray_jobs.reports.cases import confusions, error_histogram, find_cases
 from ray_jobs.reports.evaluation import Comparison, evaluation_page
 
@@ -70,6 +71,7 @@ def run_evaluate(config: EvaluateConfig, settings: Settings) -> Evaluation:
     Raises:
         UserError: There is no such scorer, dataset, split or column, or the scorer takes other crops.
     """
+    refuse_unwritable(Storage(settings.storage), "--out", config.out)
     task, client = get_task(config.task), tracking_client(settings.tracking)
     scorers = [resolve(client, name, task=task.name) for name in (config.scorer, config.against) if name is not None]
     found = measure(config, scorers, settings)

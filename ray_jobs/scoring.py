@@ -14,6 +14,7 @@ from ray_jobs.console import console, print_plan
 from ray_jobs.interrupts import Interrupts
 from ray_jobs.outcome import Outcome
 from ray_jobs.planning import Plan
+from ray_jobs.preflight import refuse_unwritable
 from ray_jobs.run_record import RunRecord
 from ray_jobs.score_config import ScoreConfig, plan_run, policy_of, resolve_scorers
 from ray_jobs.score_run import ScoreRun, spoken_reasons
@@ -43,6 +44,7 @@ def run_score(config: ScoreConfig, settings: Settings) -> ScoreResult:
     start = time.monotonic()
     storage = Storage(settings.storage)
     config = replace(config, tables=storage.absolute(config.tables))  # workers run in directories of their own
+    refuse_unwritable(storage, "--tables", config.tables)
     resolved = resolve_scorers(config.scorers, settings)
     if named_address(settings.cluster):  # what a cluster lacks is said before the plan, which may take minutes
         fit(config.resources, settings.cluster)

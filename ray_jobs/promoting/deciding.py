@@ -29,6 +29,7 @@ from ray_jobs.crops.dataset import (
 )
 from ray_jobs.crops.mapping import scanned
 from ray_jobs.evaluating import EvaluateConfig, measure
+from ray_jobs.preflight import refuse_unwritable
 from ray_jobs.promoting.gates import (
     Gates,
     Verdict,
@@ -83,6 +84,8 @@ def run_promote(config: PromoteConfig, settings: Settings) -> tuple[Decision, Ch
     """
     if config.force and not config.reason.strip():
         raise UserError("--force needs a --reason: it will stand in the log of changes")
+    if config.out is not None:
+        refuse_unwritable(Storage(settings.storage), "--out", config.out)
     task, client = get_task(config.task), tracking_client(settings.tracking)
     name = model_name(task.name)
     seen = promotion.look(client, task.name)

@@ -71,14 +71,33 @@ def test_exit_codes_of_a_verb_are_those_of_its_job(cluster: Cluster) -> None:
         "error: missing on this node: FACEREEL_STORAGE__SESSION_TOKEN (the node's NOBODY_HAS_SET_THIS)"
         in missing.stdout
     )
-    good = cluster.submit(
-        "models", "list", "--task", "fs2k", options=("--secret", "MLFLOW_TRACKING_PASSWORD=TEAM_SECRET")
-    )
+    assert "ray job submit --no-wait" in missing.stderr
+    assert re.search(r"upload: \d+\.\d MiB in \d+ files", missing.stderr)
+
+
+@pytest.mark.ray
+def test_the_doctor_as_a_job_looks_at_every_node(cluster: Cluster) -> None:
+    tables = cluster.folder / "examined"
+    secret = ("--secret", "MLFLOW_TRACKING_PASSWORD=TEAM_SECRET")
+    good = cluster.submit("doctor", "--tables", str(tables), "--json", options=secret)
     assert good.returncode == 0, good.stdout + good.stderr
-    assert "facereel-fs2k: no versions" in good.stdout
-    assert "ray job submit --no-wait" in good.stderr
-    assert re.search(r"upload: \d+\.\d MiB in \d+ files", good.stderr)
     assert "known to the nodes alone" not in good.stdout + good.stderr
+    findings = json.loads(good.stdout[good.stdout.index('{\n "ok"') : good.stdout.rindex("}") + 1])["findings"]
+    levels = {item["name"].rpartition(": ")[2]: item["level"] for item in findings if ": " in item["name"]}
+    assert set(levels) == {"python", "packages", "disk", "shared memory", "gpu", "nvdec", "clock"}
+    levels = {item["name"]: item["level"] for item in findings}
+    for name in ("versions", "token", "storage conditional put", "delta", "mlflow run", "mlflow registry"):
+        assert levels[name] == "ok", findings
+    assert list(tables.iterdir()) == []
+
+
+@pytest.mark.ray
+def test_a_gpu_recipe_without_gpus_is_refused_with_what_was_asked(cluster: Cluster) -> None:
+    verb = ("score", "--catalog", "/none", "--tables", str(cluster.folder / "none"))
+    planned = cluster.submit(*verb, "--gpus-per-predictor", "0.5", "--plan-resources")
+    assert planned.returncode == 2, planned.stdout + planned.stderr
+    assert re.search(r"cluster: 1 nodes \(0 spot\), 4 CPUs, 0 GPUs", planned.stdout)
+    assert "need more than the cluster's 0 GPUs hold" in planned.stdout
 
 
 @pytest.mark.ray
