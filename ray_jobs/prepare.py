@@ -33,6 +33,7 @@ def prepare(
             help="YAML with the sections frame, face, limits, labels, dataset. Default: every 50th frame, at most 10."
         ),
     ] = None,
+    plan_resources: options.PlanResources = False,
     num_cpus: options.NumCpus = None,
     config: options.Config = None,
 ) -> None:
@@ -41,6 +42,12 @@ def prepare(
     from ray_jobs.policy_file import read_policies
     from ray_jobs.preparing import PrepareConfig, print_manifest, run_prepare
 
+    settings = load_settings(config, **options.cluster_section(num_cpus))
+    if plan_resources:
+        from ray_jobs.resource_plan import print_preparing
+
+        print_preparing(settings)
+        return
     policies = read_policies(policy)
     manifest = run_prepare(
         PrepareConfig(
@@ -58,6 +65,6 @@ def prepare(
             label_rules=policies.labels,
             rules=policies.dataset,
         ),
-        load_settings(config, **options.cluster_section(num_cpus)),
+        settings,
     )
     print_manifest(manifest, out)

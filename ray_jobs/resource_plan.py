@@ -8,7 +8,18 @@ from infra.storage import Storage
 from ray_jobs.cluster import connect, look
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import read_manifest
-from ray_jobs.sizing import GIB, Cluster, Pool, Wanted, check_pipeline, pipeline_pools, size_pipeline, training_pools
+from ray_jobs.sizing import (
+    GIB,
+    Cluster,
+    Pool,
+    Resources,
+    Wanted,
+    check_pipeline,
+    pipeline_pools,
+    preparing_pools,
+    size_pipeline,
+    training_pools,
+)
 from ray_jobs.training.checks import check_resources, training_resources
 from ray_jobs.training.config import TrainConfig
 
@@ -26,6 +37,13 @@ def print_pipeline(wanted: Wanted, settings: Settings) -> None:
     refusal = check_pipeline(resources, cluster)
     if refusal:
         raise UserError(refusal)
+
+
+def print_preparing(settings: Settings) -> None:
+    """The pools of preparing a dataset on this cluster."""
+    connect(settings.cluster)
+    cluster = look()
+    print_pools(preparing_pools(size_pipeline(Resources(), cluster), cluster), cluster)
 
 
 def print_training(config: TrainConfig, settings: Settings) -> None:

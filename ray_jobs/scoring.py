@@ -9,7 +9,7 @@ from infra.leases import Lease
 from infra.settings import Settings
 from infra.storage import Storage
 from infra.tables import DeltaStore
-from ray_jobs.cluster import fit, named_address
+from ray_jobs.cluster import fit, look, named_address
 from ray_jobs.console import console, print_plan
 from ray_jobs.interrupts import Interrupts
 from ray_jobs.outcome import Outcome
@@ -19,6 +19,7 @@ from ray_jobs.run_record import RunRecord
 from ray_jobs.score_config import ScoreConfig, plan_run, policy_of, resolve_scorers
 from ray_jobs.score_run import ScoreRun, spoken_reasons
 from ray_jobs.score_table import QUARANTINE, score_table
+from ray_jobs.sizing import spoken
 from ray_jobs.stages.sink import QUARANTINE_SCHEMA, ScoreSink, SinkConfig, check_columns, score_schema
 
 
@@ -55,6 +56,7 @@ def run_score(config: ScoreConfig, settings: Settings) -> ScoreResult:
         if plan.num_due == 0:
             return ScoreResult(run_id, plan, None, time.monotonic() - start)
         resources, num_cpus = fit(config.resources, settings.cluster)
+        console.print(spoken(resources, look()), highlight=False)
         store = DeltaStore(config.tables, storage)
         with (
             Interrupts() as interrupts,

@@ -140,9 +140,9 @@ def _on_gpus(num_gpus: float, share: float) -> int:
     return math.floor(num_gpus) * math.floor(1 / share + 1e-9)
 
 
-def num_decoders(resources: Resources, cluster: Cluster) -> int:
+def num_decoders(resources: Resources, cluster: Cluster, *, has_predictors: bool = True) -> int:
     """Decoding tasks that run at a time on the nodes that are there, beside the predictors; at least 1."""
-    left = resources.num_predictors
+    left = resources.num_predictors if has_predictors else 0
     total = 0
     # Predictors go to nodes with GPUs first where they need them, and never to spot nodes.
     for node in sorted(cluster.nodes, key=lambda node: (node.is_spot, -node.num_gpus)):
@@ -187,6 +187,15 @@ def check_pipeline(resources: Resources, cluster: Cluster) -> str | None:
     return None
 
 
+def spoken(resources: Resources, cluster: Cluster) -> str:
+    """The pools of a run in a line of its log."""
+    share = f" and {resources.gpus_per_predictor:g} GPU" if resources.gpus_per_predictor else ""
+    return (
+        f"pools: {num_decoders(resources, cluster)} decoders at a time ({DECODE_CPUS:g} CPU each), "
+        f"{resources.num_predictors} predictors ({PREDICT_CPUS:g} CPU{share} each); --plan-resources says why"
+    )
+
+
 def pipeline_pools(resources: Resources, cluster: Cluster, wanted: Wanted | None = None) -> list[Pool]:
     """What scoring asks for, and why."""
     share, number = resources.gpus_per_predictor, resources.num_predictors
@@ -203,19 +212,9 @@ def pipeline_pools(resources: Resources, cluster: Cluster, wanted: Wanted | None
             f"{PREDICT_S / (PREDICT_S + DECODE_S):.0%} of {cluster.num_cpus:g} CPUs: a video takes about "
             f"{DECODE_S:g} s of decoding and up to {PREDICT_S:g} s of predicting on a CPU"
         )
-    decode = num_decoders(resources, cluster)
-    where = f"nodes with {resources.decode_resource}" if resources.decode_resource else "every node, spot too"
     return [
         Pool("driver", "1", 0, 0, 0, "the head node", "plans and commits; it asks for nothing, keep a CPU of the head"),
-        Pool(
-            "decoders",
-            f"{decode} now, as many as fit",
-            DECODE_CPUS,
-            0,
-            DECODE_MEMORY_BYTES,
-            where,
-            "tasks on whatever CPUs the predictors leave; a node that joins decodes, a lost one costs its blocks",
-        ),
+        _decoders(resources, num_decoders(resources, cluster), "tasks on whatever CPUs the predictors leave"),
         Pool(
             "predictors",
             f"{number}, fixed",
@@ -226,6 +225,29 @@ def pipeline_pools(resources: Resources, cluster: Cluster, wanted: Wanted | None
             why,
         ),
     ]
+
+
+def preparing_pools(resources: Resources, cluster: Cluster) -> list[Pool]:
+    """What preparing a dataset asks for, and why."""
+    number = num_decoders(resources, cluster, has_predictors=False)
+    return [
+        Pool("driver", "1", 0, 0, 0, "the head node", "stages crops, and finishes the dataset"),
+        _decoders(resources, number, "tasks on whatever CPUs are idle"),
+        Pool("encoders", "as needed", DECODE_CPUS, 0, 0, "every node, spot too", "tasks that take turns with decoders"),
+    ]
+
+
+def _decoders(resources: Resources, number: int, why: str) -> Pool:
+    where = f"nodes with {resources.decode_resource}" if resources.decode_resource else "every node, spot too"
+    return Pool(
+        "decoders",
+        f"{number} now, as many as fit",
+        DECODE_CPUS,
+        0,
+        DECODE_MEMORY_BYTES,
+        where,
+        f"{why}; a node that joins decodes, a lost one costs its blocks",
+    )
 
 
 @dataclass(frozen=True, slots=True)

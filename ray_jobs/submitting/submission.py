@@ -63,8 +63,8 @@ def run_submission(submission: Submission) -> None:
     print(shlex.join(command), file=sys.stderr)
     submission_id = command[command.index("--submission-id") + 1]
     _hand_in(command)
+    print(f"ray job logs --follow {submission_id}", file=sys.stderr)
     if not submission.wait:
-        print(f"submitted: ray job logs --follow {submission_id}", file=sys.stderr)
         return
     code = Follower(client, submission_id).follow()
     if code:

@@ -74,12 +74,39 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    for verb in ("prepare", "train", "promote", "rollback", "models", "plan", "score", "report", "drift", "demo"):
+    for verb in (
+        "prepare",
+        "train",
+        "promote",
+        "rollback",
+        "models",
+        "plan",
+        "score",
+        "report",
+        "drift",
+        "submit",
+        "doctor",
+        "demo",
+    ):
         assert verb in result.stdout
 
 
 @pytest.mark.parametrize(
-    "verb", ["prepare", "train", "promote", "rollback", "models", "plan", "score", "report", "drift", "demo"]
+    "verb",
+    [
+        "prepare",
+        "train",
+        "promote",
+        "rollback",
+        "models",
+        "plan",
+        "score",
+        "report",
+        "drift",
+        "submit",
+        "doctor",
+        "demo",
+    ],
 )
 def test_help_of_each_verb_imports_nothing_heavy(verb: str) -> None:
     code = (

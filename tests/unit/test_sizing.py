@@ -22,6 +22,7 @@ from ray_jobs.sizing import (
     num_decoders,
     pipeline_pools,
     predictors_on_gpus,
+    preparing_pools,
     size_pipeline,
     training_pools,
 )
@@ -170,6 +171,12 @@ def test_training_keeps_crops_where_they_fit() -> None:
     assert check_training(streamed, Cluster((Node(8, memory_bytes=4 * GIB),))) is None
     assert "streamed" in training_pools(streamed, Cluster((CPU_NODE,)))[-1].why
     assert "3.00 GiB" in training_pools(kept, Cluster((CPU_NODE,)))[-1].why
+
+
+def test_preparing_has_no_predictors_beside_it() -> None:
+    pools = preparing_pools(Resources(), Cluster((CPU_NODE,)))
+    assert [pool.name for pool in pools] == ["driver", "decoders", "encoders"]
+    assert pools[1].size.startswith("17 now")  # 16 CPUs / 0.9
 
 
 def test_every_pool_says_why() -> None:
