@@ -1,6 +1,7 @@
 """One job through Ray's job API: handed in, followed by its log, stopped, and what its end means as an exit code."""
 
 import asyncio
+import contextlib
 import signal
 import sys
 from typing import Any
@@ -105,20 +106,23 @@ class Follower:
         )
 
     async def _until_ended(self) -> None:
+        import aiohttp
+
         num_silent = 0
         while True:
             printed_before = self._num_printed
             lost: Exception | None = None
             try:
                 await self._print_log()
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, aiohttp.ClientError) as error:
                 lost = error
             try:
                 status = await asyncio.to_thread(self._client.get_job_status, self._id)
             except (RuntimeError, OSError) as error:
                 lost, status = error, None
             if status is not None and status.value in ENDED:
-                await self._print_log()
+                with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
+                    await self._print_log()  # what came after the connection ended
                 return
             num_silent = 0 if self._num_printed > printed_before else num_silent + (lost is not None)
             if num_silent > MAX_SILENT_RECONNECTS:

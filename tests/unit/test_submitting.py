@@ -1,7 +1,10 @@
 """A submission before it reaches a cluster: the upload, secrets, the command, versions, exit codes, the log."""
 
+import asyncio
 import json
+import os
 import shlex
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,6 +256,31 @@ def test_a_broken_connection_prints_nothing_twice(capsys: pytest.CaptureFixture[
     jobs = FakeJobs([["one\n", lost], ["one\ntw", "o\n", lost], ["one\n", "two\nthree\n"]], "FAILED", 3)
     assert Follower(jobs, "job", reconnect_s=0).follow() == 3
     assert capsys.readouterr().out == "one\ntwo\nthree\n"
+
+
+class Patient(FakeJobs):
+    """A job that takes long to stop; its user presses Ctrl-C, and again."""
+
+    num_stops = 0
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        yield "at work\n"
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(60)
+
+    def stop_job(self, job_id: str) -> bool:
+        self.num_stops += 1
+        return True
+
+
+def test_ctrl_c_stops_the_job_and_a_second_one_leaves_it(capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = Patient([[]], "RUNNING", None)
+    with pytest.raises(UserError, match="no longer followed; the job is still stopping: ray job status job"):
+        Follower(jobs, "job", reconnect_s=0).follow()
+    assert jobs.num_stops == 1
+    assert "stopping job job; once more" in capsys.readouterr().err
 
 
 def test_a_job_that_never_ran_says_why(capsys: pytest.CaptureFixture[str]) -> None:
