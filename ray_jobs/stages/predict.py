@@ -16,6 +16,8 @@ from models.tasks.base import get_task
 from ray_jobs.score_table import scorer_uri
 from ray_jobs.stages.extract import unpack_crops
 
+# Crops that go through a network at once. On one thread more of them are no faster, and take memory (benchmarks.pools).
+CPU_BATCH, GPU_BATCH = 32, 256
 SCORER_FILES = (WEIGHTS_FILE, MANIFEST_FILE, DIGEST_FILE)
 
 
@@ -72,7 +74,8 @@ def _load(files: dict[str, bytes], digest: str, device: str) -> Predictor:
     with TemporaryDirectory(prefix="facereel-") as folder:
         for name, data in files.items():
             (Path(folder) / name).write_bytes(data)
-        return Predictor(load_scorer(Path(folder), expected_digest=digest), device=device)
+        scorer = load_scorer(Path(folder), expected_digest=digest)
+        return Predictor(scorer, device=device, batch_size=CPU_BATCH if device == "cpu" else GPU_BATCH)
 
 
 def face_schema(task: str) -> pa.Schema:

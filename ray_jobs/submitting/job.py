@@ -20,17 +20,18 @@ def connect_to_jobs(address: str | None) -> Any:
     Raises:
         UserError: Nobody answers there, or the token is missing or wrong.
     """
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (RayError, RuntimeError, ValueError, OSError) as error:
         raise UserError(f"--address {address or '(unset)'}: {' '.join(str(error).split())}{_way_out(error)}") from error
 
 
 def _way_out(error: Exception) -> str:
     text = str(error).lower()
-    if "401" in text or "403" in text or "authentication" in text or "token" in text:
+    if "authentication" in text or "token" in text:
         return "; the cluster's token goes into RAY_AUTH_TOKEN or a file named by RAY_AUTH_TOKEN_PATH"
     return "; give the address of the cluster's dashboard, as http://HOST:8265 (docs/cluster.md)"
 

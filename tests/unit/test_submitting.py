@@ -5,7 +5,9 @@ import json
 import os
 import shlex
 import signal
+import threading
 from collections.abc import AsyncIterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ import pytest
 from infra.errors import UserError
 from ray_jobs.job_environment import JOB_CONFIG, REFERENCES, check_references, refuse_fleeting_tracking
 from ray_jobs.submitting.environment import is_secret, read_runtime_env, with_variables
-from ray_jobs.submitting.job import Follower, exit_code_of, version_difference
+from ray_jobs.submitting.job import Follower, connect_to_jobs, exit_code_of, version_difference
 from ray_jobs.submitting.submission import Submission, check_verb, submit_command
 from ray_jobs.submitting.upload import check_no_secrets, check_upload, measure_upload
 
@@ -214,6 +216,32 @@ def test_versions_are_compared() -> None:
     assert "2.60.1" in str(version_difference("2.60.0", "2.60.1"))
     with pytest.raises(UserError, match=r"the cluster runs Ray 2\.59\.0, .* have 2\.60\.0"):
         version_difference("2.60.0", "2.59.0")
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A dashboard that wants a token."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b"Unauthorized: Missing authentication token")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silent."""
+
+
+def test_a_cluster_that_does_not_take_the_token_or_does_not_answer() -> None:
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        with pytest.raises(UserError, match=r"(?s)RAY_AUTH_TOKEN_PATH$"):
+            connect_to_jobs(address)
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(UserError, match="give the address of the cluster's dashboard"):
+        connect_to_jobs(address)
 
 
 @pytest.mark.parametrize(
