@@ -74,6 +74,20 @@ start = time.process_time()
 stage(batch)
 print((time.process_time() - start) / rows)
 """
+TRAIN = """
+import sys, time, torch
+torch.set_num_threads(1)
+import ray_jobs.training.loop
+from models.network import build_network
+from models.tasks.base import get_task
+network = build_network(sys.argv[1], get_task("attractiveness").heads)
+optimizer = torch.optim.AdamW(network.parameters())
+start = time.process_time()
+logits = network(torch.zeros(2, 3, 64, 64))
+sum(values.sum() for values in logits.values()).backward()
+optimizer.step()
+print(time.process_time() - start)
+"""
 
 
 def measured(code: str, *arguments: str) -> tuple[float, float]:
@@ -112,6 +126,8 @@ def main() -> None:
         for backbone, size in NETWORKS:
             seconds, mib = measured(PREDICT, backbone, str(size), str(NUM_ROWS), str(NUM_FACES))
             console.print(f"predict {backbone} at {size}, {NUM_FACES} faces: {seconds:.2f} s, {mib:.0f} MiB")
+        _, mib = measured(TRAIN, "resnet50")
+        console.print(f"train resnet50, before crops and activations: {mib:.0f} MiB")
         for video in CATALOG:
             if video.name in VIDEOS:
                 path = Path(folder) / f"{VIDEOS.index(video.name)}.{video.suffix}"

@@ -76,7 +76,11 @@ def look() -> Cluster:
                 num_cpus=offered.pop("CPU", 0.0),
                 num_gpus=offered.pop("GPU", 0.0),
                 memory_bytes=offered.pop("memory", 0.0),
-                custom={name: value for name, value in offered.items() if not name.startswith("node:")},
+                custom={
+                    name: value
+                    for name, value in offered.items()
+                    if name != "object_store_memory" and not name.startswith("node:")
+                },
                 is_spot=node.get("Labels", {}).get(MARKET_LABEL) == SPOT,
             )
         )

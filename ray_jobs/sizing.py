@@ -12,17 +12,18 @@ GIB = 1 << 30
 # Not 1: a stage whose request equals the predictors' would be fused into their actors, and no longer scale by itself.
 DECODE_CPUS = 0.9
 PREDICT_CPUS = 1.0
-# Peaks of a decoding task (with its child process) and of a predictor on CPUs, rounded up to the next quarter of a GiB.
+# Measured peaks of a decoding task with its child process, and of a predictor on CPUs with the heaviest network of the
+# recipes, rounded up to the next quarter of a GiB.
 DECODE_MEMORY_BYTES = int(1.25 * GIB)
-PREDICT_MEMORY_BYTES = int(2.5 * GIB)
-# CPU seconds of a video: decoding 720p, and the heaviest network of the recipes on one thread. Of the CPUs, predictors
-# get the share that keeps both busy; on GPUs this is a bound from above, since a GPU is faster than a thread.
-DECODE_S = 1.0
-PREDICT_S = 1.0
+PREDICT_MEMORY_BYTES = int(1.75 * GIB)
+# Of the CPUs, where nobody says otherwise. A 720p video takes 0.8 s of decoding and, with ten faces, 0.17 s (resnet18)
+# to 2.0 s (densenet121) of predicting on one thread: the best share lies between 18% and 71%, and half of the CPUs
+# gives at least 60% of the best throughput for each of them. A bound from above where GPUs predict.
+PREDICT_SHARE = 0.5
 # Two on a GPU: while one unpacks crops on its CPU, the other computes.
 PREDICTORS_PER_GPU = 2
 # A training worker before it holds any crops: torch, a network and its optimizer.
-TRAIN_MEMORY_BYTES = int(1.5 * GIB)
+TRAIN_MEMORY_BYTES = int(1.25 * GIB)
 # Reading the due list and handing out rows must find a CPU whatever the pools take, or all wait for each other.
 SPARE_CPUS = 2
 
@@ -116,7 +117,7 @@ def size_pipeline(wanted: Wanted, cluster: Cluster) -> Resources:
         share = 1 / PREDICTORS_PER_GPU if on_gpu else 0.0
     number = wanted.num_predictors
     if number is None:
-        number = max(1, math.floor(cluster.num_cpus * PREDICT_S / (PREDICT_S + DECODE_S)))
+        number = max(1, math.floor(cluster.num_cpus * PREDICT_SHARE))
         number = min(number, max(1, math.floor(cluster.num_cpus) - SPARE_CPUS))
         if on_gpu:
             number = max(1, min(number, predictors_on_gpus(cluster, share)))
@@ -205,12 +206,12 @@ def pipeline_pools(resources: Resources, cluster: Cluster, wanted: Wanted | None
     elif share:
         why = (
             f"{cluster.num_gpus:g} GPUs × {_on_gpus(1, share) or 1} on each, at most "
-            f"{PREDICT_S / (PREDICT_S + DECODE_S):.0%} of {cluster.num_cpus:g} CPUs"
+            f"{PREDICT_SHARE:.0%} of {cluster.num_cpus:g} CPUs"
         )
     else:
         why = (
-            f"{PREDICT_S / (PREDICT_S + DECODE_S):.0%} of {cluster.num_cpus:g} CPUs: a video takes about "
-            f"{DECODE_S:g} s of decoding and up to {PREDICT_S:g} s of predicting on a CPU"
+            f"{PREDICT_SHARE:.0%} of {cluster.num_cpus:g} CPUs; plan --estimate measures what your scorers and videos "
+            "take, and --predictors sets it"
         )
     return [
         Pool("driver", "1", 0, 0, 0, "the head node", "plans and commits; it asks for nothing, keep a CPU of the head"),
