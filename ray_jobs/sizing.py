@@ -14,11 +14,11 @@ DECODE_CPUS = 0.9
 PREDICT_CPUS = 1.0
 # Measured peaks of a decoding task with its child process, and of a predictor on CPUs with the heaviest network of the
 # recipes, rounded up to the next quarter of a GiB.
-DECODE_MEMORY_BYTES = int(1.25 * GIB)
+DECODE_MEMORY_BYTES = 1 * GIB
 PREDICT_MEMORY_BYTES = int(1.75 * GIB)
-# Of the CPUs, where nobody says otherwise. A 720p video takes 0.8 s of decoding and, with ten faces, 0.17 s (resnet18)
-# to 2.0 s (densenet121) of predicting on one thread: the best share lies between 18% and 71%, and half of the CPUs
-# gives at least 60% of the best throughput for each of them. A bound from above where GPUs predict.
+# Of the CPUs, where nobody says otherwise. A 720p video takes 0.8 s of decoding and, with ten faces, 0.14 s (resnet18)
+# to 2.0 s (densenet121) of predicting on one thread: the best share lies between 15% and 71%, and half of the CPUs
+# gives at least 58% of the best throughput for each of them. A bound from above where GPUs predict.
 PREDICT_SHARE = 0.5
 # Two on a GPU: while one unpacks crops on its CPU, the other computes.
 PREDICTORS_PER_GPU = 2
