@@ -153,7 +153,7 @@ def _extract(config: PrepareConfig, settings: Settings, rows: pa.Table, staging:
         console.print(f"going on: {num_before} of {rows.num_rows} videos are extracted already")
     if not todo.num_rows:
         return
-    num_cpus = connect(settings.cluster)["CPU"]
+    num_cpus = connect(settings.cluster).get("CPU", 0)
     resources = size_pipeline(config.resources, look()).spread(todo.num_rows, num_cpus)
     extract = ExtractConfig(
         frame_policy=config.frame_policy,

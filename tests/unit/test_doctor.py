@@ -12,6 +12,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from infra.errors import UserError
 from infra.settings import StorageSettings, TrackingSettings, load_settings
 from infra.storage import AccessDenied, AlreadyExists, ObjectStat, Storage
 from ray_jobs.diagnosing import examination, stores
@@ -36,6 +37,7 @@ from ray_jobs.diagnosing.judging import (
 )
 from ray_jobs.diagnosing.node import Disk, Gpus, NodeFacts, address_of, gather, is_free, reached
 from ray_jobs.diagnosing.stores import check_delta, check_listing, check_mlflow, check_objects, check_server_clock
+from ray_jobs.preflight import refuse_unwritable
 from tests.ray_head import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -307,6 +309,17 @@ def test_an_mlflow_server_that_is_away_is_said_in_seconds() -> None:
     found = guarded("mlflow", "start it", lambda: check_mlflow(TrackingSettings(uri=uri)))
     assert [(item.name, item.level) for item in found] == [("mlflow", "fail")]
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_a_run_says_at_once_that_it_cannot_write(bucket: StorageSettings, tmp_path: Path) -> None:
+    refuse_unwritable(Storage(bucket), "--tables", "s3://bucket/tables")
+    assert list(Storage(bucket).list_prefix("s3://bucket/")) == []
+    with pytest.raises(UserError, match=r"--tables s3://bucket/tables: cannot be written.*grant list, get, put"):
+        refuse_unwritable(Denying(bucket), "--tables", "s3://bucket/tables")
+    with pytest.raises(UserError, match="--out s3://nowhere/out: cannot be written"):
+        refuse_unwritable(Storage(bucket), "--out", "s3://nowhere/out")
+    refuse_unwritable(Denying(), "--tables", str(tmp_path / "tables"))
+    assert not (tmp_path / "tables").exists()
 
 
 def test_findings() -> None:
