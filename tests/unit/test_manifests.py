@@ -440,3 +440,32 @@ def test_the_application_is_what_serve_would_import(monkeypatch: pytest.MonkeyPa
     import serve.app
 
     assert isinstance(serve.app.app, Application)
+
+
+# --- the guide ---
+
+
+def guide_commands() -> list[str]:
+    text = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+#.*", "", line) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("line", [line for line in guide_commands() if line.startswith(("python ", "ray "))])
+def test_the_guides_commands_parse(line: str) -> None:
+    outer, _, inner = line.partition(" -- ")
+    if inner:
+        parse(shlex.split(inner))
+    else:
+        parse(shlex.split(outer))
+
+
+def test_the_guides_folders_and_targets_exist() -> None:
+    applied = set(re.findall(r"-k infra/k8s/overlays/mine/(\w+)", "\n".join(guide_commands())))
+    assert applied == {"platform", "train", "score", "serve", "ray"}
+    for name in applied:
+        assert f"overlays/production/{name}" in folders()
+    dockerfile = (ROOT / "infra" / "docker" / "Dockerfile").read_text()
+    for target in re.findall(r"--target (\w+)", "\n".join(guide_commands())):
+        assert f" AS {target}\n" in dockerfile
