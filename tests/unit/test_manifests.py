@@ -306,7 +306,7 @@ def test_jobs_end(folder: str, resource: dict[str, Any]) -> None:
 
 @each_job
 def test_jobs_start_with_what_they_ask_for(folder: str, resource: dict[str, Any]) -> None:
-    # Both verbs refuse to start where the cluster of that moment is too small, and do not wait for an autoscaler.
+    # KubeRay submits when every group has its least: nothing is refused, or waits, for what an autoscaler may bring.
     words = shlex.split(resource["spec"]["entrypoint"])
     option = {key: value for key, value in pairwise(words) if key.startswith("--")}
     if "score" in words:
