@@ -176,6 +176,19 @@ def test_settings_are_known_and_valid(folder: str, monkeypatch: pytest.MonkeyPat
     assert settings.tracking.uri == "http://mlflow:5000"
 
 
+def test_mlflow_lets_in_the_name_that_jobs_use() -> None:
+    from mlflow.server.security_utils import is_allowed_host_header, is_health_endpoint
+
+    (server,) = [one for one in render("platform") if one["kind"] == "Deployment"]
+    (container,) = server["spec"]["template"]["spec"]["containers"]
+    (allowed,) = [word.partition("=")[2] for word in container["command"] if word.startswith("--allowed-hosts=")]
+    name = settings_in("platform")["facereel-settings"]["FACEREEL_TRACKING__URI"].removeprefix("http://")
+    assert is_allowed_host_header(allowed.split(","), name)
+    assert not is_allowed_host_header(allowed.split(","), "rebound.example.com:5000")
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):  # the kubelet asks by the pod's address
+        assert is_health_endpoint(container[probe]["httpGet"]["path"])
+
+
 def test_the_service_runs_with_the_environment_of_its_own_command() -> None:
     from serve.__main__ import ENVIRONMENT
 
