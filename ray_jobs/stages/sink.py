@@ -211,12 +211,15 @@ class ScoreSink:
         kind = score_schema(task).field("faces").type
         if not self._config.with_faces:
             return pa.scalar(None, type=kind)
-        found, said = (rows[name].to_pylist() for name in ("faces", faces_column(task)))
-        both = [
-            None if faces is None else [face | answer for face, answer in zip(faces, answers or [], strict=True)]
-            for faces, answers in zip(found, said, strict=True)
-        ]
-        return pa.array(both, type=kind)
+        found, said = (rows[name].combine_chunks() for name in ("faces", faces_column(task)))
+        # By columns, never face by face: the driver does this for every row of the run.
+        lengths, answered = (pc.fill_null(pc.list_value_length(lists), 0) for lists in (found, said))
+        if not lengths.equals(answered):
+            raise ValueError(f"a row has another number of faces than of answers for {task}")
+        both = [*found.flatten().flatten(), *said.flatten().flatten()]
+        faces = pa.StructArray.from_arrays(both, fields=list(kind.value_type))
+        offsets = pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(lengths)])
+        return pa.ListArray.from_arrays(offsets, faces, mask=found.is_null())
 
     def _quarantine_rows(self, rows: pa.Table) -> pa.Table:
         values = {

@@ -10,10 +10,11 @@ from infra.errors import UserError
 from infra.leases import LeaseLost
 from infra.storage import Storage
 from infra.tables import DeltaStore
+from models.scorer import load_scorer
 from models.tasks.base import get_task
 from ray_jobs.score_table import QUARANTINE, score_table
 from ray_jobs.stages.extract import EXTRACT_FIELDS
-from ray_jobs.stages.predict import face_schema, faces_column
+from ray_jobs.stages.predict import CarriedScorer, PredictStage, face_schema, faces_column
 from ray_jobs.stages.sink import (
     QUARANTINE_SCHEMA,
     ScoreSink,
@@ -22,6 +23,7 @@ from ray_jobs.stages.sink import (
     reserved_columns,
     score_schema,
 )
+from tests.unit.scorers import CROP_SIZE, small_scorer
 
 TASKS = ("attractiveness", "fs2k")
 PREDICTION: dict[str, dict[str, Any]] = {
@@ -219,3 +221,35 @@ def test_what_results_are_called_is_not_for_catalogs() -> None:
     reserved = reserved_columns(["fs2k"])
     assert {"smile", "smile_p", "status", "faces", "reason", "fs2k", "fs2k_faces", "committed_at"} <= reserved
     assert not {"video_id", "uri", "etag", "age", "creator_id", "size", "views", "score", "sha256"} & reserved
+
+
+def test_each_face_stands_beside_its_own_answer(store: DeltaStore) -> None:
+    rows = pa.concat_tables([result(name, num_faces=num) for name, num in (("a", 3), ("b", 0), ("c", 1), ("d", 2))])
+    place = rows.schema.get_field_index("fs2k_faces")
+    answers = [None if not num else [{"smile": bool(n % 2)} for n in range(num)] for num in (3, 0, 1, 2)]
+    chunks = pa.chunked_array([answers[:1], answers[1:3], answers[3:]], type=rows.schema.field(place).type)
+    sink = make_sink(store)
+    sink.add(rows.set_column(place, "fs2k_faces", chunks))
+    sink.commit()
+    found = read(store, score_table("fs2k"))
+    for name, answer in zip("abcd", answers, strict=True):
+        faces = [(face["frame_index"], face["smile"]) for face in found[name]["faces"]]
+        assert faces == [(50 * number, face["smile"]) for number, face in enumerate(answer or [])]
+    assert found["a"]["faces"][0]["sharpness"] == 9.0
+    sink.add(rows.set_column(place, "fs2k_faces", pa.array([answers[3], *answers[1:]], chunks.type)))
+    with pytest.raises(ValueError, match="another number of faces"):
+        sink.commit()
+
+
+def test_rows_leave_a_predictor_in_one_piece(tmp_path: Path) -> None:
+    """In as many pieces as rows each would cost the driver three times as much."""
+    directory = tmp_path / "scorer"
+    small_scorer(directory, "fs2k")
+    stage = PredictStage([CarriedScorer.carry(directory, "fs2k", load_scorer(directory).digest)], Storage(), "cpu")
+    crops = pa.array([bytes(3 * CROP_SIZE**2)], pa.large_binary())
+    rows = pa.concat_tables([result(name).select(["video_id", "due_tasks", "faces"]) for name in "abc"])
+    rows = rows.append_column("crops", pa.chunked_array([crops] * 3))
+    assert rows["video_id"].num_chunks == 3
+    found = stage(rows)
+    assert found["video_id"].to_pylist() == ["a", "b", "c"]
+    assert {column.num_chunks for column in found.columns} == {1}
