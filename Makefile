@@ -48,6 +48,10 @@ unit: setup  ## the tests alone (ARGS='-k decode' to choose); those without a cl
 chaos: setup  ## kill drivers, workers, decoders and nodes, and count rows (ARGS='--kills 50 --seed 7')
 	$(PY) -m tests.chaos.history $(ARGS)
 
+.PHONY: nodes
+nodes: setup  ## four nodes that are lost and join while scoring, training and serving go on: the long form
+	$(PY) -m pytest -m "ray or slow" tests/chaos/test_nodes.py --timeout 3600 $(ARGS)
+
 .PHONY: lint
 lint: setup  ## ruff: lint and format check
 	$(PY) -m ruff check .
@@ -85,6 +89,10 @@ bench-training: setup  ## the measured claims: what the reader costs (ARGS='loss
 .PHONY: bench-serving
 bench-serving: setup  ## the measured claims: the service beside bare FastAPI (ARGS='overload': under five times its load)
 	$(PY) -m benchmarks.serving $(ARGS)
+
+.PHONY: bench-scale
+bench-scale: setup  ## the measured claims: where 100 million videos stand (ARGS=measure: what a row, a block, a commit cost here)
+	$(PY) -m benchmarks.scale $(ARGS)
 
 .PHONY: soak
 soak: setup  ## 200 changes of the champion under load, 20 of them to broken artifacts (CHANGES=1000)

@@ -1,4 +1,4 @@
-"""What a history of kills plays with: small scorers, a few drawn faces, and catalogs of them."""
+"""What a history of kills plays with: small scorers, a few drawn faces, catalogs of them, and a dataset of crops."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +9,11 @@ from PIL import Image
 from models.faces.policy import FacePolicy
 from models.scorer import load_scorer, save_scorer
 from models.video.sampling import FramePolicy
+from ray_jobs.crops.dataset import MANIFEST
 from ray_jobs.drawing.attributes import FaceAttributes
 from ray_jobs.drawing.video import draw_frames
 from tests.unit.scorers import small_manifest, small_network
+from tests.unit.test_crops_dataset import build, manifest_of, picture, video
 
 
 def make_scorers(folder: Path, tasks: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -49,3 +51,20 @@ def make_catalog(place: Path, images: Sequence[Path], num_videos: int) -> Path:
     path = place / "catalog.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def make_crops_dataset(folder: Path, num_crops: int = 48) -> str:
+    """A dataset for attractiveness of small pictures with any scores, a quarter of them to validate with."""
+    videos = [
+        video(
+            f"v{number:03}",
+            [picture(number)],
+            score=60 + number % 40,
+            split="val" if number % 4 == 0 else "train",
+            creator=f"creator-{number}",
+        )
+        for number in range(num_crops)
+    ]
+    found = build(folder, videos)
+    (folder / MANIFEST).write_text(manifest_of(found).model_dump_json())
+    return str(folder)
