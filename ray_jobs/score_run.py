@@ -1,6 +1,8 @@
 """The work of one scoring run: its due list through the pipeline into commits, until it is done or has to stop."""
 
 import sys
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -21,6 +23,29 @@ from ray_jobs.sizing import Resources
 from ray_jobs.stages.pipeline import Arrivals, scored
 from ray_jobs.stages.predict import ShippedScorer
 from ray_jobs.stages.sink import ScoreSink
+
+# While a dataset is executed Ray Data keeps the statistics of all its blocks: in one, a hundred million videos would
+# fill the driver's memory. Five million (`DUE_ROWS_PER_FILE` a file) are most of an hour on a thousand CPUs, so that
+# starting the predictors anew costs little.
+FILES_PER_DATASET = 100
+
+
+def due_datasets(due: str, storage: Storage) -> Iterator[ray.data.Dataset]:
+    """The files of a due list in their order, `FILES_PER_DATASET` at a time."""
+    names = [stat.uri.rsplit("/", 1)[1] for stat in storage.list_prefix(due)]
+    names.sort(key=lambda name: (len(name), name))  # part-2 before part-10
+    for start in range(0, len(names), FILES_PER_DATASET):
+        filesystem, folder = storage.arrow_filesystem(due)  # anew: the credentials of a role expire
+        paths = [f"{folder}/{name}" for name in names[start : start + FILES_PER_DATASET]]
+        # Without a partitioning of its own, Ray would take `date=…` in the tables' path for a column.
+        yield ray.data.read_parquet(paths, filesystem=filesystem, partitioning=None)
+
+
+def in_turn(datasets: Iterable[ray.data.Dataset]) -> Generator[pa.Table | None]:
+    """What arrives of each dataset, one after the other."""
+    for ds in datasets:
+        with Arrivals(ds) as arrivals:
+            yield from arrivals
 
 
 @dataclass(slots=True)
@@ -48,15 +73,9 @@ class ScoreRun:
             due = join(run_folder(tables, run_id), "due")
             plan.write_due(due, self.storage)
             plan.close()
-            filesystem, path = self.storage.arrow_filesystem(due)
-            ds = scored(
-                # Without a partitioning of its own, Ray would take `date=…` in the tables' path for a column.
-                ray.data.read_parquet(path, filesystem=filesystem, partitioning=None),
-                extract_config(self.config, resolved, self.settings),
-                scorers,
-                resources,
-            )
-            self._take(ds, interrupts)
+            extract = extract_config(self.config, resolved, self.settings)
+            videos = due_datasets(due, self.storage)
+            self._take((scored(part, extract, scorers, resources) for part in videos), interrupts)
             if self.sink.outcome.done != self.record.num_due:
                 raise RuntimeError(
                     f"run {run_id}: the plan had {self.record.num_due} videos due, {self.sink.outcome.done} were "
@@ -72,9 +91,10 @@ class ScoreRun:
         finally:
             remove_due_list(tables, run_id, self.storage)
 
-    def _take(self, ds: ray.data.Dataset, interrupts: Interrupts) -> None:
+    def _take(self, datasets: Iterable[ray.data.Dataset], interrupts: Interrupts) -> None:
         guard = FailureGuard(self.config.failures)
-        with Arrivals(ds) as arrivals, RunProgress("score", self.record.num_due) as progress:
+        # Closed when this stops early, so that the pipeline has ended before Ray is shut down.
+        with closing(in_turn(datasets)) as arrivals, RunProgress("score", self.record.num_due) as progress:
             for rows in arrivals:
                 if rows is not None:
                     guard.add(rows["reason"].to_pylist())

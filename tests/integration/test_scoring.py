@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray.data
 import torch
 
 from infra.errors import UserError
@@ -13,7 +14,7 @@ from infra.storage import Storage
 from infra.tables import DeltaStore
 from models.predictor import Predictor
 from models.scorer import load_scorer, save_scorer
-from ray_jobs import scoring
+from ray_jobs import planning, score_run, scoring
 from ray_jobs.score_config import ScoreConfig, plan_run, resolve_scorers
 from ray_jobs.score_table import QUARANTINE, score_table
 from ray_jobs.scoring import ScoreResult, run_score
@@ -60,6 +61,28 @@ def test_every_video_of_the_plan_ends_in_exactly_one_place(scored: tuple[Path, S
         assert max((found + quarantined).values()) == 1, "twice"
         assert len(found) + len(quarantined) == 20, "lost"
         assert result.plan.counts[task]["minor"] == 1
+
+
+def test_a_long_due_list_goes_through_several_datasets(
+    world: World, scored: tuple[Path, ScoreResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files of at most five videos each to a dataset: the same rows as in one, none twice."""
+    monkeypatch.setattr(planning, "DUE_ROWS_PER_FILE", 5)
+    monkeypatch.setattr(score_run, "FILES_PER_DATASET", 2)
+    begun: list[int] = []
+
+    class Counted(score_run.Arrivals):
+        def __init__(self, ds: ray.data.Dataset) -> None:
+            begun.append(1)
+            super().__init__(ds)
+
+    monkeypatch.setattr(score_run, "Arrivals", Counted)
+    result = run_score(config(world, tmp_path), world.settings)
+    assert result.outcome is not None
+    assert result.outcome.done == 20
+    assert len(begun) == 2
+    for name in (score_table("attractiveness"), score_table("fs2k"), QUARANTINE):
+        assert ids(tmp_path, name) == ids(scored[0], name)
 
 
 def test_a_broken_video_costs_its_row_and_says_why(scored: tuple[Path, ScoreResult]) -> None:
