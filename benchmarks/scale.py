@@ -23,7 +23,7 @@ from benchmarks.scale_model import Model
 ROOT = Path(__file__).resolve().parents[1]
 BASE = Model()
 CASES = {
-    "before": BASE.with_(block_s=0.058, row_task_s=0.00025),
+    "before": BASE.with_(block_s=0.058, row_task_s=0.00025, dataset_videos=100_000_000),
     "by default": BASE,
     "as advised": BASE.with_(commit_rows=50_000, rows_per_block=64, optimize_every=10_000_000, prefixes=16),
     "in two runs": BASE.with_(commit_rows=50_000, rows_per_block=64, optimize_every=10_000_000, prefixes=16, runs=2),

@@ -1,5 +1,6 @@
 """A model of a long scoring run: what each part can take, and the run from commit to commit as its log grows."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ class Costs:
     video_read_bytes: float = 3.99e6
     row_task_s: float = 63e-6  # driver's CPU, a row into the table of one task
     block_s: float = 0.019  # driver's CPU, a block through Ray Data
-    block_bytes: float = 0.0  # driver's memory that a block leaves behind
+    block_bytes: float = 3 * 1048.0  # driver's memory that a block leaves behind while its dataset is executed
     commit_s: float = 0.018  # driver's CPU, a commit of one table with a short log
     open_s_per_log_file: float = 0.0  # a commit reads what came after the last checkpoint (every 100 commits)
     commit_s_per_file: float = 0.0  # and the checkpoint, which has a line for each file
@@ -37,6 +38,7 @@ class Cluster:
     prefixes: int = 1  # of the bucket that videos lie under
     get_per_s: float = 5_500.0  # a prefix (AWS, "Best practices design patterns: optimizing Amazon S3 performance")
     commit_latency_s: float = 1.0  # waiting for storage in one commit; an assumption
+    restart_s: float = 60.0  # until a new pipeline is as fast as the one before; an assumption
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Options:
     commit_rows: int = 10_000
     commit_every_s: float = 30.0
     runs: int = 1  # beside each other, each with a part of the catalog and tables of its own
+    dataset_videos: int = 5_000_000  # that go through one pipeline (`ray_jobs.score_run.FILES_PER_DATASET`)
     optimize_every: int = 100_000_000  # videos after which a run ends and its tables are compacted
 
 
@@ -109,6 +112,7 @@ class Model:
         while done < wanted:
             portion = min(options.optimize_every / options.runs, wanted - done)
             at_s += wanted * costs.plan_s + portion * costs.due_s
+            at_s += math.ceil(portion / options.dataset_videos) * self.cluster.restart_s
             end = done + portion
             while done < end:
                 rows = min(options.commit_rows, rate * options.commit_every_s, end - done)
@@ -125,15 +129,14 @@ class Model:
     def figures(self) -> dict[str, float]:
         """What else comes of the run."""
         options, costs = self.options, self.costs
-        blocks = options.videos / options.runs / options.rows_per_block
-        portions = max(1.0, options.videos / options.optimize_every)
+        blocks = min(options.dataset_videos, options.videos / options.runs) / options.rows_per_block
         steps = list(self.progress())
         rate = options.videos / (steps[-1][0] * HOUR_S)
         return {
             "hours": steps[-1][0],
             "most files in a table": max(files for _, _, files in steps),
-            "blocks of a run": blocks / portions,
-            "driver memory for them, GB": blocks / portions * costs.block_bytes / 1e9,
+            "blocks of a dataset": blocks,
+            "GB of driver memory for them": blocks * costs.block_bytes / 1e9,
             "GET/s": rate * costs.video_requests,
             "GB/s read": rate * costs.video_read_bytes / 1e9,
             "GB/s of crops": rate * costs.crop_bytes / 1e9,
