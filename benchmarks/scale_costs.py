@@ -1,12 +1,14 @@
 """What one row, block, commit, request and plan cost: the measuring behind ``benchmarks.scale``."""
 
 import hashlib
+import json
 import os
 import re
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,7 @@ def _predictor(template: pa.Table) -> type:
     return Predictor
 
 
-def driver(num_blocks: int = 1_500) -> dict[str, Any]:
+def driver(num_blocks: int = 700) -> dict[str, Any]:
     """The driver's CPU seconds and memory a block: the pipeline that `score` builds, around stages that do nothing."""
     os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
     import pyarrow.parquet as pq
@@ -188,9 +190,18 @@ def driver(num_blocks: int = 1_500) -> dict[str, Any]:
     }
 
 
-def log(num_commits: int = 2_000, rows_per_commit: int = 20) -> dict[str, Any]:
-    """A score table's log as commits add up: seconds to open and to commit, bytes, seconds to read the newest rows."""
+def log(sizes: tuple[int, ...] = (100, 1_000), num_commits: int = 20) -> dict[str, Any]:
+    """A score table of so many files, then commits upon it: CPU seconds to open, commit, read and compact.
+
+    A table is opened from its last checkpoint (a line for each file; one every 100 commits) and the commits since.
+    """
+    return {f"{num_files} files": _table(num_files, num_commits) for num_files in sizes}
+
+
+def _table(num_files: int, num_commits: int) -> dict[str, float]:
     import duckdb
+    from deltalake import DeltaTable
+    from deltalake.transaction import AddAction
 
     from infra.storage import Storage
     from infra.tables import DeltaStore
@@ -199,54 +210,51 @@ def log(num_commits: int = 2_000, rows_per_commit: int = 20) -> dict[str, Any]:
     from ray_jobs.stages.sink import ScoreSink, SinkConfig
 
     name = score_table("fs2k")
-
-    def seconds(work: Any, num: int = 3) -> float:
-        times = []
-        for _ in range(num):
-            start = time.process_time()
-            work()
-            times.append(time.process_time() - start)
-        return min(times)
-
     with tempfile.TemporaryDirectory() as folder:
-        store = DeltaStore(folder, Storage())
+        store, root = DeltaStore(folder, Storage()), Path(folder, name)
         sink = ScoreSink(store, SinkConfig("run", "policy", {"fs2k": ("d" * 64, "models:/facereel-fs2k/1")}))
-        rows, kept = arriving(rows_per_commit), []
+        sink.add(arriving(BLOCK_ROWS))
+        sink.commit()
+        # One commit of many files instead of many commits: the same file under other names.
+        lines = (root / "_delta_log" / f"{0:020}.json").read_text().splitlines()
+        (add,) = [json.loads(line)["add"] for line in lines if '"add"' in line]
+        actions = []
+        for number in range(num_files - 1):
+            os.link(root / add["path"], root / f"{number:06d}-{add['path']}")
+            path = f"{number:06d}-{add['path']}"
+            actions.append(AddAction(path, add["size"], {}, add["modificationTime"], True, add["stats"]))
+        table = DeltaTable(store.uri(name))
+        table.create_write_transaction(actions, "append", table.schema())
+        DeltaTable(store.uri(name)).create_checkpoint()
+        open_s, dataset_s = (_seconds(partial(work, name)) for work in (store.version, store.dataset))
+        times = []
+        for _ in range(num_commits):
+            sink.add(arriving(1))
+            times.append(_seconds(sink.commit, 1))
+        connection = duckdb.connect()
+        connection.register("rows", store.dataset(name))
+        sql = f"SELECT count(*) FROM ({newest_sql('rows', 'video_id, committed_at')})"
+        newest_s = _seconds(lambda: connection.execute(sql).fetchall(), 1)
+        found = {
+            "open_s": open_s,
+            "dataset_s": dataset_s,
+            "newest_s": newest_s,
+            "commit_s": statistics.median(times[:5]),
+            f"commit_s_{num_commits}_later": statistics.median(times[-5:]),
+            "compact_s": _seconds(partial(store.compact, name), 1),
+        }
+        connection.register("rows", store.dataset(name))
+        return found | {"newest_compacted_s": _seconds(lambda: connection.execute(sql).fetchall(), 1)}
 
-        def figures() -> dict[str, float]:
-            logs = [path.stat() for path in (Path(folder) / name / "_delta_log").iterdir()]
-            checkpoints = sorted((Path(folder) / name / "_delta_log").glob("*.checkpoint.parquet"))
-            dataset = store.dataset(name)
-            connection = duckdb.connect()
-            connection.register("rows", dataset)
-            sql = f"SELECT count(*) FROM ({newest_sql('rows', 'video_id, committed_at')})"
-            found = {
-                "commits": sink.outcome.num_commits,
-                "files": len(dataset.files),
-                "open_s": seconds(lambda: store.version(name)),
-                "dataset_s": seconds(lambda: store.dataset(name)),
-                "newest_s": seconds(lambda: connection.execute(sql).fetchall(), 1),
-                "log_bytes": sum(stat.st_size for stat in logs),
-                "log_files": len(logs),
-                "checkpoint_bytes": checkpoints[-1].stat().st_size if checkpoints else 0,
-            }
-            connection.close()
-            return found
 
-        times: list[float] = []
-        for number in range(1, num_commits + 1):
-            ids = pa.array([f"video-{number:06d}-{row:06d}" for row in range(rows_per_commit)])
-            sink.add(rows.set_column(0, "video_id", ids))
-            start = time.process_time()
-            sink.commit()
-            times.append(time.process_time() - start)
-            if number in (num_commits // 8, num_commits // 4, num_commits // 2, num_commits):
-                recent = times[-100:]
-                kept.append(figures() | {"commit_s": statistics.mean(recent), "commit_max_s": max(recent)})
-        compact_s = seconds(lambda: store.compact(name), 1)
-        sink.add(rows)
-        commit_s = seconds(sink.commit, 1)
-        return {"growth": kept, "compact_s": compact_s, "after": figures() | {"commit_s": commit_s}}
+def _seconds(work: Callable[[], object], num: int = 3) -> float:
+    """CPU seconds of the least disturbed of some tries."""
+    times = []
+    for _ in range(num):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return min(times)
 
 
 def requests() -> dict[str, Any]:

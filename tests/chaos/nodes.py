@@ -19,8 +19,7 @@ NUM_WORKERS = 3
 class Nodes:
     """A head that runs no tasks, and nodes of one CPU each.
 
-    What needs all three nodes stands still when one is lost, until another joins: so a test that gets to its end has
-    used the new one.
+    What needs more nodes than are left stands still until another joins: so a test that gets to its end has used it.
     """
 
     def __init__(self) -> None:
@@ -62,9 +61,9 @@ class Nodes:
                 continue
         return found
 
-    def with_title(self, start: str) -> list[Any]:
-        """Nodes on which something with such a title runs."""
-        return [node for node in self.alive if any(title.startswith(start) for title in self.titles(node))]
+    def with_title(self, words: str) -> list[Any]:
+        """Nodes on which something runs whose title has these words."""
+        return [node for node in self.alive if any(words in title for title in self.titles(node))]
 
     def close(self) -> None:
         """End everything."""

@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("attractiveness", "fs2k")
 FACE = ROOT / "serve" / "web" / "samples" / "face.jpg"
 # How many times nodes are lost: in `make test`, and in `make nodes`.
-ROUNDS = pytest.mark.parametrize("rounds", [1, pytest.param(4, marks=pytest.mark.slow)])
+ROUNDS = pytest.mark.parametrize("rounds", [1, pytest.param(3, marks=pytest.mark.slow)])
 
 
 @dataclass
@@ -63,7 +63,9 @@ class Place:
             child = subprocess.Popen([sys.executable, "-m", *words], cwd=ROOT, env=env, stdout=out, stderr=out)
         try:
             yield child
-            assert child.returncode in (None, 0), log.read_text()[-5000:]
+        except BaseException:
+            print(log.read_text(errors="replace")[-5000:])
+            raise
         finally:
             if child.poll() is None:
                 child.send_signal(signal.SIGTERM)
@@ -119,7 +121,7 @@ def test_scoring_goes_on_with_the_nodes_that_there_are(place: Place, tmp_path: P
                 place.nodes.lose(node)
             joined = place.nodes.join()
             until(
-                lambda joined=joined: any(title.startswith("ray::Map") for title in place.nodes.titles(joined)),
+                lambda joined=joined: joined in place.nodes.with_title("ray::Map") or run.poll() is not None,
                 "the node that joined is used",
             )
             place.nodes.fill()
@@ -131,11 +133,11 @@ def test_scoring_goes_on_with_the_nodes_that_there_are(place: Place, tmp_path: P
 
 @ROUNDS
 def test_training_waits_for_a_node_that_joins_and_goes_on(place: Place, tmp_path: Path, rounds: int) -> None:
-    """Three workers need three nodes."""
+    """Two workers need two of three nodes: when one of them and the idle one are lost, they wait for one that joins."""
     dataset = make_crops_dataset(tmp_path / "crops")
     name, epochs = f"nodes-{rounds}", 6 * (1 + rounds)
     words = ["train", "--task", "attractiveness", "--dataset", dataset, "--storage", str(tmp_path / "train")]
-    words += ["--name", name, "--workers", "3", "--backbone", "shufflenet_v2_x0_5", "--input-size", "32"]
+    words += ["--name", name, "--workers", "2", "--backbone", "shufflenet_v2_x0_5", "--input-size", "32"]
     words += ["--epochs", str(epochs), "--batch-size", "6", "--checkpoint-every-steps", "2"]
     checkpoints, rng = Checkpoints(str(tmp_path / "train"), name, Storage()), random.Random(rounds)
 
@@ -148,9 +150,13 @@ def test_training_waits_for_a_node_that_joins_and_goes_on(place: Place, tmp_path
             seen = epoch()
             until(lambda seen=seen: epoch() > seen or run.poll() is not None, "another epoch")
             assert run.poll() is None, "the run ended before a node was lost"
-            place.nodes.lose(rng.choice(place.nodes.with_title("ray::RayTrainWorker")))
+            at_work = place.nodes.with_title("RayTrainWorker")
+            assert len(at_work) == 2
+            for node in [rng.choice(at_work), *(node for node in place.nodes.alive if node not in at_work)]:
+                place.nodes.lose(node)
             joined = place.nodes.join()
-            until(lambda joined=joined: joined in place.nodes.with_title("ray::RayTrainWorker"), "the node is used")
+            until(lambda joined=joined: joined in place.nodes.with_title("RayTrainWorker"), "the node is used")
+            place.nodes.fill()
         assert run.wait(300) == 0
     client = tracking_client(place.tracking)
     (version,) = [one for one in registry.versions(client, "attractiveness") if one.run_id is not None][:1]
@@ -164,13 +170,15 @@ def test_training_waits_for_a_node_that_joins_and_goes_on(place: Place, tmp_path
 def test_elastic_training_goes_on_with_fewer_workers(place: Place, tmp_path: Path) -> None:
     dataset = make_crops_dataset(tmp_path / "crops")
     words = ["train", "--task", "attractiveness", "--dataset", dataset, "--storage", str(tmp_path / "train")]
-    words += ["--name", "elastic", "--workers", "1:3", "--backbone", "shufflenet_v2_x0_5", "--input-size", "32"]
+    words += ["--name", "elastic", "--workers", "1:2", "--backbone", "shufflenet_v2_x0_5", "--input-size", "32"]
     words += ["--epochs", "12", "--batch-size", "6", "--checkpoint-every-steps", "2"]
     checkpoints = Checkpoints(str(tmp_path / "train"), "elastic", Storage())
     with place.command("ray_jobs", *words) as run:
         until(lambda: checkpoints.load(LAST) or run.poll() is not None, "a checkpoint")
         assert run.poll() is None, "the run ended before a node was lost"
-        place.nodes.lose(place.nodes.with_title("ray::RayTrainWorker")[0])
+        at_work = place.nodes.with_title("RayTrainWorker")
+        for node in [at_work[0], *(node for node in place.nodes.alive if node not in at_work)]:
+            place.nodes.lose(node)
         assert run.wait(300) == 0
 
 
@@ -182,7 +190,7 @@ def test_serving_answers_all_the_time_and_fills_the_gap_on_a_node_that_joins(
     _, digests = _champions(place, tmp_path)
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    replica, rng = "ray::ServeReplica:facereel:Scoring", random.Random(rounds)
+    replica, rng = "ServeReplica:facereel:Scoring", random.Random(rounds)
     with place.command("serve", "--port", str(port)) as service:
 
         def is_ready() -> bool:
@@ -202,7 +210,7 @@ def test_serving_answers_all_the_time_and_fills_the_gap_on_a_node_that_joins(
                 seen = len(answers)
                 until(lambda seen=seen: len(answers) > seen + 5, "answers from the replica that is left")
                 joined = place.nodes.join()
-                until(lambda joined=joined: joined in place.nodes.with_title("ray::ServeReplica"), "the node is used")
+                until(lambda joined=joined: joined in place.nodes.with_title("ServeReplica"), "the node is used")
                 until(lambda: len(place.nodes.with_title(replica)) == 2, "two replicas again")
             until(is_ready, "the service is ready again")
         assert set(answers) == {digests["fs2k"]}
