@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale                 the model: where everything stands, by the kept costs (docs/scale.md)
     python -m benchmarks.scale measure         measure the costs here, some minutes on two cores
-    python -m benchmarks.scale measure log     one of them: sink, driver, log, requests, plan
+    python -m benchmarks.scale measure log     one of them: sink, driver, log, requests, faces, plan
 
 Costs are CPU seconds of this machine, so that its other work weighs little. Each part runs in a process of its own.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import scale_costs
+from benchmarks import scale_costs, scale_driver, scale_log
 from benchmarks.scale_model import Model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +45,14 @@ CHANGES: dict[str, dict[str, float]] = {
     "commits of 10,000 rows": {"commit_rows": 10_000},
     "blocks of 32": {"rows_per_block": 32},
 }
-PARTS = ("sink", "driver", "log", "requests", "faces", "plan")
+PARTS = {
+    "sink": scale_costs.sink,
+    "driver": scale_driver.driver,
+    "log": scale_log.log,
+    "requests": scale_costs.requests,
+    "faces": scale_costs.faces,
+    "plan": scale_costs.plan,
+}
 
 
 def measure(part: str) -> dict[str, Any]:
@@ -125,7 +132,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="write the plot to this file (.svg)")
     options = parser.parse_args()
     if options.what == "once":
-        print(json.dumps(getattr(scale_costs, options.parts[0])()))
+        print(json.dumps(PARTS[options.parts[0]]()))
         return
     console = Console(width=None if sys.stdout.isatty() else 140)
     if options.what == "measure":

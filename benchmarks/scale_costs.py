@@ -1,19 +1,14 @@
 """What one row, block, commit, request and plan cost: the measuring behind ``benchmarks.scale``."""
 
 import hashlib
-import json
-import os
 import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 
 from benchmarks import decode_catalog
@@ -22,7 +17,6 @@ from benchmarks.decode_catalog import CATALOG, make
 TASKS = ("attractiveness", "fs2k")
 FACES = 10  # of a video, by the default frame policy
 BLOCK_ROWS = 32
-CROP_BYTES = 20_000  # of the crops that stand in for real ones: the driver never holds them
 
 
 def arriving(num_rows: int, start: int = 0) -> pa.Table:
@@ -98,163 +92,6 @@ def sink(num_commits: int = 5, rows_per_commit: int = 6_400) -> dict[str, float]
         "commit_s": (small - per_row * BLOCK_ROWS * len(TASKS)) / len(TASKS),
         "table_row_bytes": row_bytes / len(TASKS),
     }
-
-
-def _stage(template: pa.Table) -> Any:
-    """Stands in for extraction: yields rows one at a time, as the real one does, with crops of a few bytes."""
-    from ray_jobs.stages.extract import EXTRACT_FIELDS
-
-    fields = [field for field in EXTRACT_FIELDS if field.name != "crops"]
-
-    def extract(batch: pa.Table) -> Iterator[pa.Table]:
-        for index in range(batch.num_rows):
-            one = batch.slice(index, 1)
-            for field in fields:
-                one = one.append_column(field, template[field.name].slice(index % template.num_rows, 1))
-            yield one.append_column("crops", pa.array([bytes(CROP_BYTES)], pa.large_binary()))
-
-    return extract
-
-
-def _predictor(template: pa.Table) -> type:
-    """Stands in for prediction: drops the crops, adds the columns of both tasks, gives rows in one piece."""
-
-    class Predictor:
-        def __init__(self, *_: Any) -> None:
-            pass
-
-        def __call__(self, batch: pa.Table) -> pa.Table:
-            rows = pa.array([row % template.num_rows for row in range(batch.num_rows)])
-            batch = batch.drop_columns(["crops"])
-            for name in template.column_names:
-                if name not in batch.column_names:
-                    batch = batch.append_column(name, template[name].take(rows))
-            return batch.combine_chunks()
-
-    return Predictor
-
-
-def driver(num_blocks: int = 700) -> dict[str, Any]:
-    """The driver's CPU seconds and memory a block: the pipeline that `score` builds, around stages that do nothing."""
-    os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
-    import pyarrow.parquet as pq
-    import ray.data
-
-    from infra.settings import Settings
-    from models.faces.policy import FacePolicy
-    from models.video.sampling import FramePolicy
-    from ray_jobs.cluster import connect
-    from ray_jobs.stages import pipeline
-    from ray_jobs.stages.extract import ExtractConfig
-
-    template = arriving(BLOCK_ROWS)
-    settings = Settings(cluster={"num_cpus": 4, "object_store_bytes": 300 << 20})
-    with tempfile.TemporaryDirectory() as folder:
-        due = template.select(["video_id", "uri", "etag", "due_tasks", "attempts"])
-        per_file = 50_000 // BLOCK_ROWS
-        for number in range(0, num_blocks, per_file):
-            rows = pa.concat_tables([due] * min(per_file, num_blocks - number))
-            pq.write_table(rows, f"{folder}/part-{number}.parquet")
-        connect(settings.cluster)
-        pipeline.extract_stage = lambda _: _stage(template)
-        pipeline.PredictStage = _predictor(template)
-        config = ExtractConfig(frame_policy=FramePolicy(), face_policy=FacePolicy(), storage=settings.storage)
-        ds = pipeline.scored(
-            ray.data.read_parquet(folder, partitioning=None), config, [], pipeline.Resources(rows_per_block=BLOCK_ROWS)
-        )
-        process, samples, num_rows = psutil.Process(), [], 0
-        start_s = time.monotonic()
-        with pipeline.Arrivals(ds) as arrivals:
-            for rows in arrivals:
-                if rows is not None:
-                    num_rows += rows.num_rows
-                    used = process.cpu_times()
-                    samples.append((num_rows / BLOCK_ROWS, used.user + used.system, process.memory_info().rss))
-        wall_s = time.monotonic() - start_s
-        system_s = {child.name(): sum(child.cpu_times()[:2]) for child in process.children(recursive=True)}
-        assert num_rows == num_blocks * BLOCK_ROWS, (num_rows, num_blocks)
-        ray.shutdown()
-    blocks, cpu_s, memory = (np.array(column, float) for column in zip(*samples, strict=True))
-    quarters = {}
-    for name, low, high in (("second_quarter", 0.25, 0.5), ("second_half", 0.5, 1.0)):
-        part = (blocks > low * num_blocks) & (blocks <= high * num_blocks)
-        quarters[f"block_s_{name}"] = float(np.polyfit(blocks[part], cpu_s[part], 1)[0])
-        quarters[f"block_bytes_{name}"] = float(np.polyfit(blocks[part], memory[part], 1)[0])
-    return {
-        "block_s": float(np.polyfit(blocks[blocks > num_blocks / 4], cpu_s[blocks > num_blocks / 4], 1)[0]),
-        **quarters,
-        "memory_bytes": float(memory[-1]),
-        "wall_s": wall_s,
-        "raylet_block_s": system_s.get("raylet", 0.0) / num_blocks,
-        "gcs_block_s": system_s.get("gcs_server", 0.0) / num_blocks,
-    }
-
-
-def log(sizes: tuple[int, ...] = (100, 1_000), num_commits: int = 20) -> dict[str, Any]:
-    """A score table of so many files, then commits upon it: CPU seconds to open, commit, read and compact.
-
-    A table is opened from its last checkpoint (a line for each file; one every 100 commits) and the commits since.
-    """
-    return {f"{num_files} files": _table(num_files, num_commits) for num_files in sizes}
-
-
-def _table(num_files: int, num_commits: int) -> dict[str, float]:
-    import duckdb
-    from deltalake import DeltaTable
-    from deltalake.transaction import AddAction
-
-    from infra.storage import Storage
-    from infra.tables import DeltaStore
-    from ray_jobs.newest_rows import newest_sql
-    from ray_jobs.score_table import score_table
-    from ray_jobs.stages.sink import ScoreSink, SinkConfig
-
-    name = score_table("fs2k")
-    with tempfile.TemporaryDirectory() as folder:
-        store, root = DeltaStore(folder, Storage()), Path(folder, name)
-        sink = ScoreSink(store, SinkConfig("run", "policy", {"fs2k": ("d" * 64, "models:/facereel-fs2k/1")}))
-        sink.add(arriving(BLOCK_ROWS))
-        sink.commit()
-        # One commit of many files instead of many commits: the same file under other names.
-        lines = (root / "_delta_log" / f"{0:020}.json").read_text().splitlines()
-        (add,) = [json.loads(line)["add"] for line in lines if '"add"' in line]
-        actions = []
-        for number in range(num_files - 1):
-            os.link(root / add["path"], root / f"{number:06d}-{add['path']}")
-            path = f"{number:06d}-{add['path']}"
-            actions.append(AddAction(path, add["size"], {}, add["modificationTime"], True, add["stats"]))
-        table = DeltaTable(store.uri(name))
-        table.create_write_transaction(actions, "append", table.schema())
-        DeltaTable(store.uri(name)).create_checkpoint()
-        open_s, dataset_s = (_seconds(partial(work, name)) for work in (store.version, store.dataset))
-        times = []
-        for _ in range(num_commits):
-            sink.add(arriving(1))
-            times.append(_seconds(sink.commit, 1))
-        connection = duckdb.connect()
-        connection.register("rows", store.dataset(name))
-        sql = f"SELECT count(*) FROM ({newest_sql('rows', 'video_id, committed_at')})"
-        newest_s = _seconds(lambda: connection.execute(sql).fetchall(), 1)
-        found = {
-            "open_s": open_s,
-            "dataset_s": dataset_s,
-            "newest_s": newest_s,
-            "commit_s": statistics.median(times[:5]),
-            f"commit_s_{num_commits}_later": statistics.median(times[-5:]),
-            "compact_s": _seconds(partial(store.compact, name), 1),
-        }
-        connection.register("rows", store.dataset(name))
-        return found | {"newest_compacted_s": _seconds(lambda: connection.execute(sql).fetchall(), 1)}
-
-
-def _seconds(work: Callable[[], object], num: int = 3) -> float:
-    """CPU seconds of the least disturbed of some tries."""
-    times = []
-    for _ in range(num):
-        start = time.process_time()
-        work()
-        times.append(time.process_time() - start)
-    return min(times)
 
 
 def requests() -> dict[str, Any]:
