@@ -10,8 +10,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from benchmarks import scale_costs
-from benchmarks.scale_costs import arriving
+from benchmarks.scale_costs import BLOCK_ROWS, arriving
 
 CROP_BYTES = 20_000  # that stand in for a video's crops: the driver never holds them
 
@@ -50,7 +49,7 @@ def _predictor(template: pa.Table) -> type:
     return Predictor
 
 
-def driver(num_blocks: int = 700) -> dict[str, Any]:
+def driver(num_blocks: int = 700, block_rows: int = BLOCK_ROWS) -> dict[str, Any]:
     """The driver's CPU seconds and memory a block: the pipeline that `score` builds, around stages that do nothing."""
     os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
     import pyarrow.parquet as pq
@@ -63,11 +62,11 @@ def driver(num_blocks: int = 700) -> dict[str, Any]:
     from ray_jobs.stages import pipeline
     from ray_jobs.stages.extract import ExtractConfig
 
-    template = arriving(scale_costs.BLOCK_ROWS)
+    template = arriving(block_rows)
     settings = Settings(cluster={"num_cpus": 4, "object_store_bytes": 300 << 20})
     with tempfile.TemporaryDirectory() as folder:
         due = template.select(["video_id", "uri", "etag", "due_tasks", "attempts"])
-        per_file = 50_000 // scale_costs.BLOCK_ROWS
+        per_file = 50_000 // block_rows
         for number in range(0, num_blocks, per_file):
             rows = pa.concat_tables([due] * min(per_file, num_blocks - number))
             pq.write_table(rows, f"{folder}/part-{number}.parquet")
@@ -79,7 +78,7 @@ def driver(num_blocks: int = 700) -> dict[str, Any]:
             ray.data.read_parquet(folder, partitioning=None),
             config,
             [],
-            pipeline.Resources(rows_per_block=scale_costs.BLOCK_ROWS),
+            pipeline.Resources(rows_per_block=block_rows),
         )
         process, samples, num_rows = psutil.Process(), [], 0
         start_s = time.monotonic()
@@ -88,12 +87,10 @@ def driver(num_blocks: int = 700) -> dict[str, Any]:
                 if rows is not None:
                     num_rows += rows.num_rows
                     used = process.cpu_times()
-                    samples.append(
-                        (num_rows / scale_costs.BLOCK_ROWS, used.user + used.system, process.memory_info().rss)
-                    )
+                    samples.append((num_rows / block_rows, used.user + used.system, process.memory_info().rss))
         wall_s = time.monotonic() - start_s
         system_s = {child.name(): sum(child.cpu_times()[:2]) for child in process.children(recursive=True)}
-        assert num_rows == num_blocks * scale_costs.BLOCK_ROWS, (num_rows, num_blocks)
+        assert num_rows == num_blocks * block_rows, (num_rows, num_blocks)
         ray.shutdown()
     blocks, cpu_s, memory = (np.array(column, float) for column in zip(*samples, strict=True))
     quarters = {}
