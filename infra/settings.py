@@ -80,6 +80,14 @@ class ClusterSettings(_Section):
     )
 
 
+class PriceSettings(_Section):
+    """What the cluster costs, for the metric ``facereel_score_cost``; 0: not counted. Any currency, one for all."""
+
+    cpu_hour: float = Field(0.0, ge=0, description="price of a logical CPU for an hour")
+    gpu_hour: float = Field(0.0, ge=0, description="price of a GPU for an hour")
+    read_gb: float = Field(0.0, ge=0, description="price of 1e9 bytes read from storage, requests included")
+
+
 class ServingSettings(_Section):
     """What the service answers, with which scorers, and what a request may cost."""
 
@@ -158,6 +166,7 @@ class Settings(BaseSettings):
     tracking: TrackingSettings = Field(default_factory=lambda: TrackingSettings(), description="MLflow")
     cluster: ClusterSettings = Field(default_factory=lambda: ClusterSettings(), description="Ray")
     serving: ServingSettings = Field(default_factory=lambda: ServingSettings(), description="the service")
+    prices: PriceSettings = Field(default_factory=lambda: PriceSettings(), description="what the cluster costs")
 
     @classmethod
     def settings_customise_sources(

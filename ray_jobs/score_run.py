@@ -13,16 +13,18 @@ from infra.leases import Lease
 from infra.settings import Settings
 from infra.storage import Storage, join
 from models.registry import ResolvedScorer
+from ray_jobs.cluster import look
 from ray_jobs.console import RunProgress
 from ray_jobs.failure_guard import FailureGuard
 from ray_jobs.interrupts import Interrupts
 from ray_jobs.planning import Plan
 from ray_jobs.run_record import RunRecord, remove_due_list, run_folder, write_record
 from ray_jobs.score_config import ScoreConfig, extract_config
-from ray_jobs.sizing import Resources
+from ray_jobs.sizing import Resources, num_decoders
 from ray_jobs.stages.pipeline import Arrivals, scored
 from ray_jobs.stages.predict import ShippedScorer
 from ray_jobs.stages.sink import ScoreSink
+from ray_jobs.telemetry import ScoreTelemetry
 
 # While a dataset is executed Ray Data keeps the statistics of all its blocks: in one, a hundred million videos would
 # fill the driver's memory. Five million (`DUE_ROWS_PER_FILE` a file) are most of an hour on a thousand CPUs, so that
@@ -75,7 +77,8 @@ class ScoreRun:
             plan.close()
             extract = extract_config(self.config, resolved, self.settings)
             videos = due_datasets(due, self.storage)
-            self._take((scored(part, extract, scorers, resources) for part in videos), interrupts)
+            telemetry = ScoreTelemetry(run_id, plan, resources, num_decoders(resources, look()), self.settings.prices)
+            self._take((scored(part, extract, scorers, resources) for part in videos), interrupts, telemetry)
             if self.sink.outcome.done != self.record.num_due:
                 raise RuntimeError(
                     f"run {run_id}: the plan had {self.record.num_due} videos due, {self.sink.outcome.done} were "
@@ -91,7 +94,7 @@ class ScoreRun:
         finally:
             remove_due_list(tables, run_id, self.storage)
 
-    def _take(self, datasets: Iterable[ray.data.Dataset], interrupts: Interrupts) -> None:
+    def _take(self, datasets: Iterable[ray.data.Dataset], interrupts: Interrupts, telemetry: ScoreTelemetry) -> None:
         guard = FailureGuard(self.config.failures)
         # Closed when this stops early, so that the pipeline has ended before Ray is shut down.
         with closing(in_turn(datasets)) as arrivals, RunProgress("score", self.record.num_due) as progress:
@@ -99,6 +102,7 @@ class ScoreRun:
                 if rows is not None:
                     guard.add(rows["reason"].to_pylist())
                     self.sink.add(rows)
+                    telemetry.arrived(rows)
                     progress.update(guard.num_videos, f"{guard.reasons.total()} quarantined")
                 if guard.all_failed_alike:
                     raise self._stopped(
@@ -108,6 +112,7 @@ class ScoreRun:
                     )
                 if not guard.holds_back and self.sink.tick():
                     self._note()
+                telemetry.tick(self.sink.num_pending)
                 if guard.is_over:
                     if not guard.holds_back:
                         self._commit()
@@ -121,6 +126,7 @@ class ScoreRun:
                         self._commit()
                     raise self._stopped(f"stopped by {interrupts.received.name}", 128 + interrupts.received)
             self._commit()
+            telemetry.tick(self.sink.num_pending)
 
     def _commit(self) -> None:
         self.sink.commit()

@@ -147,8 +147,8 @@ class Following:
                     await self._look(task, role)
             self._has_looked = True
             metrics().ready.set(float(self.ready))
-            for live in self.scorers():  # again and again: a gauge that is not set is forgotten
-                metrics().version.set(float(live.version), {"task": live.task, "role": live.role})
+            for live in self.scorers():
+                metrics().in_use(live.task, live.role, live.version)
 
     async def _look(self, task: str, role: Role) -> None:
         key = (task, role)

@@ -66,6 +66,12 @@ class Metrics:
         self.refused_models = Counter("facereel_models_refused", "Versions that failed their checks", ("task", "role"))
         self.ready = Gauge("facereel_ready", "1 where every task has a checked scorer")
 
+    def in_use(self, task: str, role: str, version: str) -> None:
+        """A version is in use; to be said again and again, since Ray forgets a gauge that is not set."""
+        self.version.set(float(version), {"task": task, "role": role})
+        # Prometheus counts no first increase of a series: this one is next to nothing, so the first refusal counts.
+        self.refused_models.inc(1e-9, {"task": task, "role": role})
+
 
 @cache
 def metrics() -> Metrics:

@@ -10,6 +10,7 @@ from mlflow.exceptions import MlflowException
 
 from models.tasks.base import Task
 from ray_jobs.console import console
+from ray_jobs.telemetry import tell_training
 from ray_jobs.training.config import TrainConfig
 
 POLL_S = 3.0
@@ -52,9 +53,14 @@ class EpochLines:
     def _tell(self) -> None:
         name = self._task.best_metric
         try:
-            losses, values, rates = (self._history(key) for key in ("loss", name, "train_crops_per_s"))
+            losses, values, rates, waits = (
+                self._history(key) for key in ("loss", name, "train_crops_per_s", "reader_wait_share")
+            )
         except MlflowException:
             return  # the next look tells it
+        if ended := set(losses) & set(rates) & set(waits):
+            last = max(ended)
+            tell_training(self._config.name, self._task.name, losses[last], rates[last], waits[last], last + 1)
         sign = 1 if self._task.higher_is_better else -1
         for epoch in sorted(set(losses) & set(values)):
             if epoch <= self._told:
