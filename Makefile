@@ -36,6 +36,24 @@ demo-promotion: setup  ## three scorers before the gates of a promotion, and the
 serve: setup  ## the service with the registry's champions, page at http://127.0.0.1:8000/ (ARGS='--port 9000')
 	$(PY) -m serve $(ARGS)
 
+.PHONY: stack
+stack: setup .venv-stack/.done  ## Postgres, S3, MLflow, a Ray cluster and Prometheus on free loopback ports; says what is where
+	$(PY) -m infra.stack up
+
+.PHONY: stack-test
+stack-test: setup  ## check the stack: train, score and serve through ray job submit, S3, and every query of the dashboard
+	@test -f runs/stack/env || { echo "no stack runs here: make stack" >&2; exit 2; }
+	. runs/stack/env && FACEREEL_TEST_STACK=1 $(PY) -m pytest tests/stack tests/integration/test_storage_s3.py $(ARGS)
+
+.PHONY: stack-down
+stack-down: setup  ## stop exactly what `make stack` started; data and logs stay in runs/stack
+	$(PY) -m infra.stack down
+
+.venv-stack/.done: requirements-stack.lock
+	@test -x .venv-stack/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-stack
+	$(UV) pip sync --quiet --require-hashes --python .venv-stack/bin/python requirements-stack.lock
+	@touch $@
+
 .PHONY: test
 test: lint types unit  ## everything that CI runs: lint, types and all tests
 
@@ -108,6 +126,7 @@ lock:  ## rewrite the lock files from requirements*.in
 	$(LOCK) requirements.in -o requirements.lock
 	$(LOCK) requirements-dev.in -o requirements-dev.lock
 	$(LOCK) requirements-bench.in -o requirements-bench.lock
+	$(LOCK) requirements-stack.in -o requirements-stack.lock
 
 .PHONY: clean
 clean:  ## remove runs and caches (keeps .venv)
