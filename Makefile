@@ -88,6 +88,10 @@ types: setup  ## mypy, strict for models/ and infra/
 bench: .venv-bench/.done  ## the measured claims: decoding side by side with other libraries
 	.venv-bench/bin/python -m benchmarks.decode $(ARGS)
 
+.PHONY: bench-pools
+bench-pools: setup  ## the measured claims: CPU and memory of decoders, predictors and training workers
+	$(PY) -m benchmarks.pools $(ARGS)
+
 .PHONY: bench-plan
 bench-plan: setup  ## the measured claims: plans of 100 thousand to 10 million videos
 	$(PY) -m benchmarks.plan $(ARGS)
