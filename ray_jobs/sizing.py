@@ -269,17 +269,17 @@ class Training:
         return TRAIN_MEMORY_BYTES + kept
 
     def room(self, cluster: Cluster) -> int:
-        """Workers that the nodes that are there hold, one CPU left to Ray Train's controller; spot nodes hold none."""
+        """Workers that the nodes that are there hold; spot nodes hold none."""
         total = 0
         for node in cluster.nodes:
             fitting = min(node.num_cpus / self.cpus_per_worker, node.memory_bytes / self.memory_bytes)
             total += 0 if node.is_spot else math.floor(min(fitting, node.num_gpus) if self.use_gpu else fitting)
-        return min(total, math.floor((sum(node.num_cpus for node in cluster.nodes) - 1) / self.cpus_per_worker))
+        return total
 
 
 def check_training(training: Training, cluster: Cluster) -> str | None:
     """Why the least number of workers never starts on this cluster, or None."""
-    least, cpus = training.least, training.least * training.cpus_per_worker + 1
+    least, cpus = training.least, training.least * training.cpus_per_worker
     gpus = least if training.use_gpu else 0
     if cluster.num_cpus < cpus or cluster.num_gpus < gpus:
         return (
@@ -303,7 +303,7 @@ def training_pools(training: Training, cluster: Cluster) -> list[Pool]:
     crops = f"{training.crops_bytes / GIB:.2f} GiB of decoded crops"
     return [
         Pool("driver", "1", 0, 0, 0, "the head node", "looks after the run; it asks for nothing"),
-        Pool("controller", "1", 1, 0, 0, "any node", "Ray Train's own"),
+        Pool("controller", "1", 0, 0, 0, "the driver's node", "Ray Train's own; it asks for nothing"),
         Pool(
             "workers",
             size,

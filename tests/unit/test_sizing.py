@@ -150,10 +150,10 @@ def test_small_clusters_keep_one_predictor() -> None:
     )
 
 
-def test_training_counts_cpus_gpus_memory_and_its_controller() -> None:
+def test_training_counts_cpus_gpus_and_memory() -> None:
     one = Training(most=1, least=1, cpus_per_worker=3, use_gpu=False)
-    assert check_training(one, Cluster((Node(4, memory_bytes=16 * GIB),))) is None
-    assert check_training(one, Cluster((Node(3, memory_bytes=16 * GIB),))) is not None  # none left for the controller
+    assert check_training(one, Cluster((Node(3, memory_bytes=16 * GIB),))) is None  # the controller takes none
+    assert check_training(one, Cluster((Node(2, memory_bytes=16 * GIB),))) is not None
     on_gpu = Training(most=2, least=2, cpus_per_worker=1, use_gpu=True)
     refusal = check_training(on_gpu, Cluster((CPU_NODE,)))
     assert refusal is not None
