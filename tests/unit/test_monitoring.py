@@ -86,8 +86,16 @@ def test_panels_do_not_overlap() -> None:
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
-def test_prometheus_takes_the_rules() -> None:
-    done = subprocess.run([str(PROMTOOL), "check", "rules", RULES], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("file", ["rules", "dashboard"])
+def test_prometheus_takes_every_query(file: str, tmp_path: Path) -> None:
+    rules = RULES
+    if file == "dashboard":  # each query as a rule: promtool checks no others
+        queries = [query.replace("$__rate_interval", "1m") for query in dashboard_queries(DASHBOARD).values()]
+        records = [{"record": "of_a_panel", "expr": query.replace("$__range", "1h")} for query in queries]
+        groups = [{"name": f"panel-{number}", "rules": [record]} for number, record in enumerate(records)]
+        rules = tmp_path / "dashboard.yml"
+        rules.write_text(yaml.safe_dump({"groups": groups}))
+    done = subprocess.run([str(PROMTOOL), "check", "rules", rules], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
