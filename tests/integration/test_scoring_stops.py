@@ -150,14 +150,14 @@ def test_a_plan_that_was_overtaken_is_made_again(world: World, tmp_path: Path, m
     catalog = write_catalog(tmp_path, world, num_missing=0, num_videos=6)
     tables = tmp_path / "tables"
     late = config(world, catalog, tables)
-    connect = scoring.connect
+    fit = scoring.fit
 
     def another_run_comes_first(*arguments: Any) -> Any:
         monkeypatch.undo()
         run_score(config(world, catalog, tables), world.settings)
-        return connect(*arguments)
+        return fit(*arguments)
 
-    monkeypatch.setattr(scoring, "connect", another_run_comes_first)
+    monkeypatch.setattr(scoring, "fit", another_run_comes_first)
     result = run_score(late, world.settings)
     assert (result.plan.num_due, result.outcome) == (0, None)
     assert sorted(ids(tables).values()) == [1] * 6
