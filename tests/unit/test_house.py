@@ -64,6 +64,22 @@ def test_a_climbing_import_is_found(package: str, source: str) -> None:
     assert climbing(package, source)
 
 
+LIGHT_VERBS = (
+    "prepare",
+    "train",
+    "promote",
+    "rollback",
+    "models",
+    "plan",
+    "score",
+    "report",
+    "drift",
+    "submit",
+    "doctor",
+    "demo",
+)
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, runpy; sys.argv = ['ray_jobs', '--help']\n"
@@ -74,40 +90,11 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    for verb in (
-        "prepare",
-        "train",
-        "promote",
-        "rollback",
-        "models",
-        "plan",
-        "score",
-        "report",
-        "drift",
-        "submit",
-        "doctor",
-        "demo",
-    ):
+    for verb in LIGHT_VERBS:
         assert verb in result.stdout
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        "prepare",
-        "train",
-        "promote",
-        "rollback",
-        "models",
-        "plan",
-        "score",
-        "report",
-        "drift",
-        "submit",
-        "doctor",
-        "demo",
-    ],
-)
+@pytest.mark.parametrize("verb", LIGHT_VERBS)
 def test_help_of_each_verb_imports_nothing_heavy(verb: str) -> None:
     code = (
         f"import sys, runpy; sys.argv = ['ray_jobs', '{verb}', '--help']\n"
