@@ -118,7 +118,7 @@ bench-scale: setup  ## the measured claims: where 100 million videos stand (ARGS
 
 .PHONY: soak
 soak: setup  ## 200 changes of the champion under load, 20 of them to broken artifacts (CHANGES=1000)
-	CHANGES=$(or $(CHANGES),200) $(PY) -m pytest -m slow tests/unit/test_serve_following.py --timeout 3600
+	CHANGES=$(or $(CHANGES),200) $(PY) -m pytest -m slow tests/unit/test_serve_following.py tests/integration/test_serving.py --timeout 3600
 
 .venv-bench/.done: requirements.lock requirements-bench.lock
 	@test -x .venv-bench/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-bench

@@ -147,6 +147,7 @@ class Serving:
 
 
 NO_REGISTRY: Any = None
+PARTS = 4  # of the overload, so that memory that grows on is seen
 
 
 @dataclass(frozen=True)
@@ -338,15 +339,17 @@ def overload(console: Console, folder: Path, port: int, seconds: float) -> None:
     path = deploy("overload", folder, "resnet18", batches=True, max_running=running, max_waiting=waiting)
     url = f"http://127.0.0.1:{port}{path}"
     asyncio.run(load(url, 4, 2))
-    table = Table(title=f"overload: {running} requests in work, {waiting} in the queue, {seconds:g} s each; ResNet-18")
+    table = Table(
+        title=f"overload: {running} requests in work, {waiting} in the queue, then five times the load for {seconds:g} s; ResNet-18"
+    )
     for name in ("load", "answered/s", "p50", "p99", "refused", "refused p99", "failed", "memory"):
         table.add_column(name, justify="right")
     usual = asyncio.run(load(url, running + waiting, min(seconds, 30)))
-    memory = [memory_mb()]
-    found = asyncio.run(arrivals(url, 5 * usual.rate, seconds))
-    memory.append(memory_mb())
-    loads = {f"{running + waiting} clients": usual, f"{5 * usual.rate:.0f} requests/s": found}
-    for (name, one), now in zip(loads.items(), memory, strict=True):
+    rows = [(f"{running + waiting} clients", usual, memory_mb())]
+    for part in range(1, PARTS + 1):
+        found = asyncio.run(arrivals(url, 5 * usual.rate, seconds / PARTS))
+        rows.append((f"{5 * usual.rate:.0f} requests/s, {part} of {PARTS}", found, memory_mb()))
+    for name, one, now in rows:
         times = (f"{value:.0f} ms" for value in (one.p50, one.p99))
         refusals = (str(one.refused), f"{one.refused_p99:.0f} ms", str(one.failed))
         table.add_row(name, f"{one.rate:.1f}", *times, *refusals, f"{now:.0f} MB")

@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ray_jobs.drawing.catalog import draw_catalog
 from serve.__main__ import ENVIRONMENT
 from serve.client import Client, Retries
 from tests.ray_head import free_ports, ray_head
+from tests.serving_registry import Registry, changes_under_load
 from tests.unit.scorers import small_manifest, small_network
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -58,12 +59,14 @@ class Place:
     metrics_port: int
 
     @contextmanager
-    def service(self) -> Iterator[str]:
+    def service(self, **serving: object) -> Iterator[str]:
+        """A running service; further settings of its section by name."""
         (port,) = free_ports(1)
         command = [sys.executable, "-m", "serve", "--port", str(port)]
+        env = self.env | {f"FACEREEL_SERVING__{name.upper()}": str(value) for name, value in serving.items()}
         log = self.folder / f"serve-{port}.log"
         with log.open("wb") as out:
-            child = subprocess.Popen(command, cwd=ROOT, env=os.environ | self.env, stdout=out, stderr=out)
+            child = subprocess.Popen(command, cwd=ROOT, env=os.environ | env, stdout=out, stderr=out)
         try:
             url = f"http://127.0.0.1:{port}"
             deadline = time.monotonic() + 180
@@ -181,6 +184,53 @@ def a_new_champion_is_followed(place: Place, client: Client) -> None:
         asking.join()
     assert set(versions) == {"1", version}
     assert versions == sorted(versions)  # from then on
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_hundred_changes_on_replicas_that_come_and_go(place: Place, tmp_path: Path) -> None:
+    store = Registry(tmp_path)
+    first, second = store.good(), store.good()
+    store.point("champion", first)
+    store.point("challenger", second)
+    num_changes = int(os.environ.get("CHANGES", "200"))
+    replicas: list[int] = []
+    with (
+        replace(place, env=place.env | {"FACEREEL_TRACKING__URI": store.uri}).service(
+            max_replicas=3, max_running=2, challenger_share=0.1, shadow_share=0.1, num_decoders=0, poll_s=0.2
+        ) as url,
+        watching(place, replicas),
+    ):
+        answers = changes_under_load(
+            url, store, num_changes=num_changes, num_bad=max(1, num_changes // 10), num_clients=6, also=(second,)
+        )
+    assert len(answers) > num_changes
+    assert second in {version for version, _ in answers}  # the challenger's share
+    assert max(replicas) > 1, "the load has started no second replica"
+    print(f"{len(answers)} answers by up to {max(replicas)} replicas over {num_changes} changes")
+
+
+@contextmanager
+def watching(place: Place, replicas: list[int]) -> Iterator[None]:
+    """Note again and again how many replicas are there."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(2):
+            with urllib.request.urlopen(f"http://127.0.0.1:{place.metrics_port}/metrics", timeout=20) as answer:
+                text = answer.read().decode()
+            healthy = re.findall(
+                r'^ray_serve_deployment_replica_healthy\{.*deployment="Scoring".*\} (\S+)$', text, re.M
+            )
+            replicas.extend(round(float(number)) for number in healthy)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_beyond_loopback_it_wants_keys(tmp_path: Path) -> None:
