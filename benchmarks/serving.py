@@ -340,7 +340,7 @@ def overload(console: Console, folder: Path, port: int, seconds: float) -> None:
     url = f"http://127.0.0.1:{port}{path}"
     asyncio.run(load(url, 4, 2))
     table = Table(
-        title=f"overload: {running} requests in work, {waiting} in the queue, then five times the load for {seconds:g} s; ResNet-18"
+        title=f"{running} requests in work, {waiting} in the queue, then 5 × the load for {seconds:g} s; ResNet-18"
     )
     for name in ("load", "answered/s", "p50", "p99", "refused", "refused p99", "failed", "memory"):
         table.add_column(name, justify="right")
