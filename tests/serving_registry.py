@@ -108,7 +108,7 @@ def changes_under_load(
             while not is_so(client.service()):
                 assert time.monotonic() < deadline, what
                 assert not any(one.done() for one in asking), [one.exception() for one in asking]
-                time.sleep(0.005)
+                time.sleep(0.02)
 
         asking: list[Future[None]] = []
         store.point("champion", good[0])

@@ -222,7 +222,7 @@ def watching(place: Place, replicas: list[int]) -> Iterator[None]:
             healthy = re.findall(
                 r'^ray_serve_deployment_replica_healthy\{.*deployment="Scoring".*\} (\S+)$', text, re.M
             )
-            replicas.extend(round(float(number)) for number in healthy)
+            replicas.append(round(sum(map(float, healthy))))  # a series for all, or one for each
 
     thread = threading.Thread(target=watch)
     thread.start()
