@@ -57,7 +57,7 @@ def _name(resource: dict[str, Any]) -> list[str]:
 
 
 def _spec(resource: dict[str, Any]) -> list[str]:
-    found = {"RayCluster": lambda _: [], "RayJob": _job, "RayService": lambda _: []}[resource["kind"]](resource["spec"])
+    found = {"RayCluster": lambda _: [], "RayJob": _job, "RayService": _service}[resource["kind"]](resource["spec"])
     if resource["kind"] == "RayJob" and "rayClusterSpec" not in resource["spec"]:
         return found
     cluster = clusters(resource)
@@ -83,6 +83,14 @@ def _job(spec: dict[str, Any]) -> list[str]:
     if not isinstance(yaml.safe_load(spec.get("runtimeEnvYAML", "{}")), dict):
         found.append("runtimeEnvYAML is no YAML mapping")
     return found
+
+
+def _service(spec: dict[str, Any]) -> list[str]:
+    head, *_ = spec["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    if "serveService" not in spec and "serve" not in {port.get("name") for port in head.get("ports", [])}:
+        # Of the head, although the service's traffic goes to workers: the Kubernetes service is made from it.
+        return ["the head's container names no port serve: without it there is no Kubernetes service"]
+    return []
 
 
 def _cluster(spec: dict[str, Any], *, is_owned: bool) -> list[str]:

@@ -104,6 +104,13 @@ def test_a_broken_job_is_refused(change: Callable[[dict[str, Any]], None], says:
     assert any(says in problem for problem in problems(job)), problems(job)
 
 
+def test_a_service_whose_head_names_no_port_for_it_is_refused() -> None:
+    service = copy.deepcopy(SERVICES[0][1])
+    head = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    head["ports"] = [port for port in head["ports"] if port["name"] != "serve"]
+    assert any("port serve" in problem for problem in problems(service))
+
+
 # --- what the manifests call ---
 
 
