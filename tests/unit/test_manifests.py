@@ -26,7 +26,7 @@ SECRETS = {
     "facereel-ray-token": {"auth_token"},
     "facereel-storage": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
     "facereel-api-keys": {"keys"},
-    "mlflow-database": {"uri", "password"},
+    "mlflow-database": {"password"},
 }
 OTHER_PROGRAMS = {"pg_ctl", "pg_isready"}  # Postgres' own, of its image
 
@@ -229,6 +229,14 @@ def test_no_secret_stands_in_a_manifest() -> None:
                 assert "value" not in node, node
 
 
+def test_no_secret_stands_in_a_command() -> None:
+    for where, resource in RESOURCES:
+        for container in containers(resource):
+            words = " ".join([*container.get("command", []), *container.get("args", [])])
+            secret = {one["name"] for one in container.get("env", []) if "secretKeyRef" in one.get("valueFrom", {})}
+            assert not secret & set(re.findall(r"\$\((\w+)\)", words)), f"{where}: {container['name']}"
+
+
 def test_the_guide_makes_every_secret() -> None:
     guide = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
     for name, keys in SECRETS.items():
@@ -334,7 +342,7 @@ def test_jobs_start_with_what_they_ask_for(folder: str, resource: dict[str, Any]
         cpus, gpus = predictors + 2, predictors * float(option.get("--gpus-per-predictor", 0))
     else:
         least = int(option["--workers"].split(":")[0])
-        cpus, gpus = least * int(option["--cpus-per-worker"]) + 1, least * ("--gpu" in words)
+        cpus, gpus = least * int(option["--cpus-per-worker"]), least * ("--gpu" in words)
     has_cpus = has_gpus = 0
     for group in clusters(resource)["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -345,6 +353,15 @@ def test_jobs_start_with_what_they_ask_for(folder: str, resource: dict[str, Any]
         has_gpus += group["minReplicas"] * int(limits.get("nvidia.com/gpu", 0))
     assert has_cpus >= cpus
     assert has_gpus >= gpus
+
+
+@each_job
+def test_the_doctor_looks_where_the_job_works(folder: str, resource: dict[str, Any]) -> None:
+    words = shlex.split(resource["spec"]["entrypoint"])
+    (doctor,) = resource["spec"]["submitterPodTemplate"]["spec"]["initContainers"]
+    for looks_at, works_with in (("--catalog", {"--catalog", "--dataset"}), ("--tables", {"--tables", "--storage"})):
+        (place,) = {value for key, value in pairwise(words) if key in works_with}
+        assert dict(pairwise(doctor["command"]))[looks_at] == place
 
 
 # --- budgets and policies ---
