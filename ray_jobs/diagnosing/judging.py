@@ -36,10 +36,10 @@ def judge_python(facts: NodeFacts) -> Finding:
 
 
 def judge_packages(facts: NodeFacts, pins: Mapping[str, str]) -> Finding:
-    """Installed packages against the lock. CUDA's libraries are not missed where torch was built without CUDA."""
+    """Installed packages against the lock. Without a GPU CUDA's libraries are not missed: the CPU image lacks some."""
     if not pins:
         return warn("packages", "no requirements.lock here, nothing to compare with", "run in the project's folder")
-    optional = () if facts.gpus.torch_cuda else ("nvidia-", "triton", "cuda-")
+    optional = () if facts.gpus.names else ("nvidia-", "triton", "cuda-")
     missing = [
         name for name in pins if facts.packages.get(name) is None and not (optional and name.startswith(optional))
     ]

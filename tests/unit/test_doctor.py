@@ -14,6 +14,7 @@ from moto.server import ThreadedMotoServer
 
 from infra.errors import UserError
 from infra.settings import StorageSettings, TrackingSettings, load_settings
+from infra.stack.ports import free_ports
 from infra.storage import AccessDenied, AlreadyExists, ObjectStat, Storage
 from ray_jobs.diagnosing import examination, stores
 from ray_jobs.diagnosing.examination import Examination, examine, print_findings
@@ -38,7 +39,6 @@ from ray_jobs.diagnosing.judging import (
 from ray_jobs.diagnosing.node import Disk, Gpus, NodeFacts, address_of, gather, is_free, reached
 from ray_jobs.diagnosing.stores import check_delta, check_listing, check_mlflow, check_objects, check_server_clock
 from ray_jobs.preflight import refuse_unwritable
-from tests.ray_head import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PINS = {"ray": "2.60.0", "torch": "2.15.0", "nvidia-cublas": "13.0"}
@@ -83,8 +83,9 @@ def test_packages_that_differ_from_the_lock(packages: dict[str, str | None], wor
     assert words in found.message
 
 
-def test_packages_of_a_cpu_image_need_no_cuda() -> None:
-    on_cpu = replace(FACTS, gpus=Gpus(torch_cuda=None), packages=FACTS.packages | {"nvidia-cublas": None})
+@pytest.mark.parametrize("build", ["13.0", None])  # of torch: the image's own is built for CUDA on CPUs too
+def test_packages_of_a_cpu_image_need_no_cuda(build: str | None) -> None:
+    on_cpu = replace(FACTS, gpus=Gpus(torch_cuda=build), packages=FACTS.packages | {"nvidia-cublas": None})
     assert judge_packages(on_cpu, PINS).level == "ok"
     assert judge_packages(FACTS, {}).level == "warn"
 
