@@ -3,12 +3,16 @@
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from infra.errors import UserError
 
 # Debian keeps the server's programs beside the path.
 _POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True)
+
+# An index that does not answer is one that is not there.
+_DOWNLOAD = ("apt-get", "-qq", "-o", "Acquire::http::Timeout=10", "-o", "Acquire::Retries=0", "download")
 
 
 def postgres_program(name: str) -> Path:
@@ -39,22 +43,22 @@ def python_program(name: str) -> Path:
     return Path(sys.executable).with_name(name)
 
 
-def prometheus_program(folder: Path) -> Path | None:
-    """Prometheus from the path, else unpacked from Debian's package into ``folder``; None where neither can be had.
+def prometheus_program(name: str, folder: Path) -> Path | None:
+    """``prometheus`` or ``promtool`` from the path, else unpacked from Debian's package into ``folder`` (19 MB).
 
-    Unpacked, not installed: the package would start a server of its own, on all addresses, and needs root.
+    None where it cannot be had. Unpacked, not installed: the package would start a server of its own, on all addresses,
+    and needs root.
     """
-    found = shutil.which("prometheus")
+    found = shutil.which(name)
     if found is not None:
         return Path(found)
-    program = folder / "usr" / "bin" / "prometheus"
+    program = folder / "usr" / "bin" / name
     if not program.is_file() and shutil.which("apt-get") and shutil.which("dpkg-deb"):
         folder.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(
-            ["apt-get", "download", "-qq", "prometheus"], cwd=folder, capture_output=True, check=False
-        )
-        packages = sorted(folder.glob("prometheus_*.deb"))
-        if done.returncode == 0 and packages:
-            subprocess.run(["dpkg-deb", "-x", packages[-1], folder], check=True)
-            packages[-1].unlink()
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            subprocess.run([*_DOWNLOAD, "prometheus"], cwd=scratch, capture_output=True, check=False)
+            for package in Path(scratch).glob("prometheus_*.deb"):
+                subprocess.run(["dpkg-deb", "-x", package, scratch], check=True)
+                shutil.rmtree(folder / "usr", ignore_errors=True)
+                Path(scratch, "usr").rename(folder / "usr")
     return program if program.is_file() else None

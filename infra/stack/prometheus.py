@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "prometheus"
 
 def start_prometheus(stack: Stack) -> bool:
     """Start it; False where this machine has none."""
-    program = prometheus_program(stack.folder.path / "debian")
+    program = prometheus_program("prometheus", stack.folder.path / "debian")
     if program is None:
         return False
     port = stack.state.ports["prometheus"]
