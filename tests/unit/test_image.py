@@ -14,12 +14,17 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from dataclasses import replace
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
 
 import pytest
 from dockerfile_parse import DockerfileParser
 from packaging.requirements import Requirement
+
+from ray_jobs.diagnosing.judging import judge_packages, read_pins
+from ray_jobs.diagnosing.node import Gpus
+from tests.unit.test_doctor import FACTS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
@@ -228,6 +233,13 @@ def closure(name: str, found: dict[str, Distribution]) -> None:
 def test_left_out_packages_are_of_the_lock() -> None:
     locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE))
     assert set(left_out()) <= locked
+
+
+def test_the_doctor_misses_nothing_that_the_cpu_target_leaves_out() -> None:
+    pins = read_pins((ROOT / "requirements.lock").read_text())
+    found = {name: None if name in left_out() else version.partition("+")[0] for name, version in pins.items()}
+    facts = replace(FACTS, packages=found, gpus=Gpus(torch_cuda="13.0"))
+    assert judge_packages(facts, pins).level == "ok"
 
 
 def test_a_scorer_predicts_without_what_the_cpu_target_leaves_out(tmp_path: Path) -> None:
