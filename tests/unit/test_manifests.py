@@ -197,6 +197,21 @@ def test_mlflow_lets_in_the_name_that_jobs_use() -> None:
         assert is_health_endpoint(container[probe]["httpGet"]["path"])
 
 
+def test_mlflow_has_the_driver_of_its_database() -> None:
+    import sqlalchemy
+
+    addresses = [
+        variable["value"]
+        for resource in render("platform")
+        for container in containers(resource)
+        for variable in container.get("env", [])
+        if variable["name"] == "MLFLOW_BACKEND_STORE_URI"
+    ]
+    assert len(addresses) == 2
+    for address in addresses:
+        assert sqlalchemy.create_engine(address).dialect.name == "postgresql"  # it imports the driver
+
+
 def test_the_service_runs_with_the_environment_of_its_own_command() -> None:
     from serve.__main__ import ENVIRONMENT
 
