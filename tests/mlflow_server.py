@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import boto3
 from moto.server import ThreadedMotoServer
+
+from infra.stack.ports import free_ports
 
 START_TIMEOUT_S = 120
 BUCKET = "mlflow-artifacts"
@@ -47,9 +48,7 @@ def mlflow_server(folder: Path, database: str | None = None) -> Iterator[MlflowS
     host, port = s3.get_host_and_port()
     endpoint_url = f"http://{host}:{port}"
     _s3(endpoint_url).create_bucket(Bucket=BUCKET)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        own_port = free.getsockname()[1]
+    (own_port,) = free_ports(1)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(own_port)]
     command += ["--workers", "1", "--backend-store-uri", database or f"sqlite:///{folder}/server.db"]
     command += ["--artifacts-destination", f"s3://{BUCKET}"]

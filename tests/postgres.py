@@ -3,21 +3,23 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
-# Debian puts the server's programs beside the path.
-_PLACES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+from infra.errors import UserError
+from infra.stack.ports import free_ports
+from infra.stack.programs import postgres_program
 
 
 def missing() -> str | None:
     """Why there can be no server here, or None."""
-    if _program("initdb") is None or _program("pg_ctl") is None:
-        return "PostgreSQL is not installed (Debian: postgresql)"
+    try:
+        postgres_program("initdb")
+    except UserError as error:
+        return str(error)
     if os.getuid() == 0 and _unprivileged() is None:
         return "PostgreSQL does not run as root, and there is no user postgres"
     return None
@@ -30,9 +32,7 @@ def postgres() -> Iterator[str]:
     folder = Path(mkdtemp(prefix="facereel-pg-"))  # short: a socket's path lies in it
     if user is not None:
         os.chown(folder, user.pw_uid, user.pw_gid)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     data = folder / "data"
 
     def run(*command: str | Path) -> None:
@@ -44,19 +44,14 @@ def postgres() -> Iterator[str]:
             raise RuntimeError(f"{command[0]}: {log.read_text()[-2000:]}")
 
     options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c fsync=off"
-    run(_program("initdb"), "-D", data, "-A", "trust", "-U", "facereel", "-E", "UTF8")
-    run(_program("pg_ctl"), "-D", data, "-w", "-l", folder / "server.log", "-o", options, "start")
+    run(postgres_program("initdb"), "-D", data, "-A", "trust", "-U", "facereel", "-E", "UTF8")
+    run(postgres_program("pg_ctl"), "-D", data, "-w", "-l", folder / "server.log", "-o", options, "start")
     try:
-        run(_program("createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "facereel", "mlflow")
+        run(postgres_program("createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "facereel", "mlflow")
         yield f"postgresql+psycopg2://facereel@127.0.0.1:{port}/mlflow"
     finally:
-        run(_program("pg_ctl"), "-D", data, "-m", "immediate", "-w", "stop")
+        run(postgres_program("pg_ctl"), "-D", data, "-m", "immediate", "-w", "stop")
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _program(name: str) -> str | None:
-    found = shutil.which(name)
-    return found or next((str(place / name) for place in _PLACES if (place / name).is_file()), None)
 
 
 def _unprivileged() -> pwd.struct_passwd | None:

@@ -3,7 +3,6 @@
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,16 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+from infra.stack.ports import free_ports
 
 
 @dataclass(frozen=True)
@@ -31,7 +21,8 @@ class Head:
     address: str
     metrics_port: int
     env: dict[str, str]  # of whoever connects
-    dashboard: str = ""  # of the job API
+    dashboard: str  # of the job API
+    agent_port: int  # of health checks
 
 
 @contextmanager
@@ -62,7 +53,7 @@ def ray_head(folder: Path, env: dict[str, str], *, num_cpus: int = 8) -> Iterato
             assert child.poll() is None, (folder / "ray.log").read_text()
             assert time.monotonic() < deadline, "the cluster does not start"
             time.sleep(0.2)
-        yield Head(f"127.0.0.1:{port}", metrics, env, f"http://127.0.0.1:{dashboard}")
+        yield Head(f"127.0.0.1:{port}", metrics, env, f"http://127.0.0.1:{dashboard}", agent)
     finally:
         child.send_signal(signal.SIGTERM)  # it ends the node's processes, and waits for them
         try:

@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from infra.settings import TrackingSettings
+from infra.stack.ports import free_ports
 from infra.storage import Storage
 from infra.tables import DeltaStore
 from infra.tracking import experiment_id, tracking_client
@@ -31,7 +32,6 @@ from serve.client import Client, Retries
 from tests.chaos.account import Account, account
 from tests.chaos.nodes import Nodes, some_nodes, until
 from tests.chaos.world import make_catalog, make_crops_dataset, make_images, make_scorers
-from tests.ray_head import free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]

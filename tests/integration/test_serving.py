@@ -17,9 +17,11 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from deltalake import DeltaTable
 
 from infra.settings import TrackingSettings
+from infra.stack.ports import free_ports
 from infra.tracking import experiment_id, tracking_client
 from models import registry
 from models.faces.policy import FacePolicy
@@ -28,7 +30,9 @@ from models.video.sampling import FramePolicy
 from ray_jobs.drawing.catalog import draw_catalog
 from serve.__main__ import ENVIRONMENT
 from serve.client import Client, Retries
-from tests.ray_head import free_ports, ray_head
+from tests.kuberay import clusters
+from tests.manifests import render, walk
+from tests.ray_head import Head, ray_head
 from tests.serving_registry import Registry, changes_under_load
 from tests.unit.scorers import small_manifest, small_network
 
@@ -56,7 +60,7 @@ class Place:
     tracking: TrackingSettings
     catalog: Path
     env: dict[str, str]
-    metrics_port: int
+    head: Head
 
     @contextmanager
     def service(self, **serving: object) -> Iterator[str]:
@@ -101,10 +105,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_DATA_USE_DATASOURCE_V2": "0",
+        "PYTHONPATH": str(ROOT),  # as in the image
     }
     with ray_head(folder, env) as head:
         env = head.env | {"FACEREEL_CLUSTER__ADDRESS": head.address}
-        yield Place(folder, tracking, drawn.catalog, env, head.metrics_port)
+        yield Place(folder, tracking, drawn.catalog, env, head)
 
 
 def rows_of(table: Path) -> list[dict[str, Any]]:
@@ -155,7 +160,7 @@ def metrics_of_requests(place: Place) -> None:
     wanted = {"ray_facereel_requests", "ray_facereel_answers", "ray_facereel_model_version", "ray_facereel_ready"}
     found: set[str] = set()
     while not wanted <= found:
-        with urllib.request.urlopen(f"http://127.0.0.1:{place.metrics_port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{place.head.metrics_port}/metrics", timeout=5) as answer:
             found |= set(re.findall(r"^(ray_facereel_[a-z_]+?)(?:_total)?[{ ]", answer.read().decode(), re.M))
         assert time.monotonic() < deadline, sorted(wanted - found)
         time.sleep(1)
@@ -217,7 +222,7 @@ def watching(place: Place, replicas: list[int]) -> Iterator[None]:
 
     def watch() -> None:
         while not ended.wait(2):
-            with urllib.request.urlopen(f"http://127.0.0.1:{place.metrics_port}/metrics", timeout=20) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{place.head.metrics_port}/metrics", timeout=20) as answer:
                 text = answer.read().decode()
             healthy = re.findall(
                 r'^ray_serve_deployment_replica_healthy\{.*deployment="Scoring".*\} (\S+)$', text, re.M
@@ -231,6 +236,39 @@ def watching(place: Place, replicas: list[int]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def test_the_rayservice_of_the_manifests_is_deployed_and_its_probes_answer(place: Place) -> None:
+    """As KubeRay does it: the configuration goes to the head's API with the token, the kubelet's requests have none."""
+    (manifest,) = [one for one in render("serve") if one["kind"] == "RayService"]
+    (port,) = free_ports(1)
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    config["http_options"] = {"host": "127.0.0.1", "port": port}  # all that differs
+    probes = {
+        (probe["httpGet"]["path"], {52365: place.head.agent_port, "serve": port}[probe["httpGet"]["port"]])
+        for node in walk(clusters(manifest))
+        for name in ("startupProbe", "readinessProbe", "livenessProbe")
+        if (probe := node.get(name))
+    }
+    assert {asked for _, asked in probes} == {place.head.agent_port, port}
+    address = f"{place.head.dashboard}/api/serve/applications/"
+    token = Path(place.env["RAY_AUTH_TOKEN_PATH"]).read_text()
+    assert httpx.get(address).status_code == 401
+    with httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=120) as kuberay:
+        try:
+            kuberay.put(address, json=config).raise_for_status()
+            deadline = time.monotonic() + 180
+            while (found := kuberay.get(address).json()["applications"]["facereel"])["status"] != "RUNNING":
+                assert found["status"] in ("NOT_STARTED", "DEPLOYING"), found
+                assert time.monotonic() < deadline, found
+                time.sleep(0.3)
+            for path, asked in probes:
+                answer = httpx.get(f"http://127.0.0.1:{asked}{path}")
+                assert answer.status_code == 200, (path, answer.text)
+            ready = httpx.get(f"http://127.0.0.1:{port}/readyz")
+            assert ready.status_code == 200, ready.text
+        finally:
+            kuberay.delete(address).raise_for_status()
 
 
 def test_beyond_loopback_it_wants_keys(tmp_path: Path) -> None:
