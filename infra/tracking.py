@@ -1,9 +1,11 @@
 """The MLflow client: where it is, experiments and runs. The rest of the code sees MLflow through here."""
 
+import contextlib
 import logging
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +25,36 @@ def tracking_client(settings: TrackingSettings) -> MlflowClient:
 @cache
 def _client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+# Two tries of ten seconds: whoever is asked for a quick look says within half a minute that nobody answers.
+_IMPATIENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+}
+
+
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """MLflow's clients try for minutes; within this, whatever the environment says, for at most 21 seconds a request.
+
+    For the start of a process: it changes the environment, which is everybody's.
+    """
+    before = {name: os.environ.get(name) for name in _IMPATIENT}
+    retries = logging.getLogger("urllib3.connectionpool")  # a line for each try
+    level = retries.level
+    retries.setLevel(logging.ERROR)
+    os.environ.update(_IMPATIENT)
+    try:
+        yield
+    finally:
+        retries.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def absolute_uri(uri: str) -> str:
@@ -54,4 +86,9 @@ def code_version() -> str:
 
 def shown_uri(uri: str) -> str:
     """A tracking address for messages and records: without its user, its password and its query."""
-    return re.sub(r"(?<=://)[^/]*@", "", uri.partition("?")[0])
+    return without_credentials(uri.partition("?")[0])
+
+
+def without_credentials(text: str) -> str:
+    """A text without the users and passwords of addresses in it; MLflow's own errors quote them."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)

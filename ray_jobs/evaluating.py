@@ -25,7 +25,7 @@ from ray_jobs.comparing import Compared, compare
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import DatasetManifest, groups_of, read_manifest, read_targets, split_parts
 from ray_jobs.crops.mapping import map_crops, scanned
-from ray_jobs.preflight import refuse_unwritable
+from ray_jobs.preflight import answering_client, refuse_unwritable
 from ray_jobs.reports.cases import confusions, error_histogram, find_cases
 from ray_jobs.reports.evaluation import Comparison, evaluation_page
 
@@ -72,8 +72,9 @@ def run_evaluate(config: EvaluateConfig, settings: Settings) -> Evaluation:
         UserError: There is no such scorer, dataset, split or column, or the scorer takes other crops.
     """
     refuse_unwritable(Storage(settings.storage), "--out", config.out)
-    task, client = get_task(config.task), tracking_client(settings.tracking)
-    scorers = [resolve(client, name, task=task.name) for name in (config.scorer, config.against) if name is not None]
+    task, names = get_task(config.task), [name for name in (config.scorer, config.against) if name is not None]
+    client = answering_client(settings.tracking, names)
+    scorers = [resolve(client, name, task=task.name) for name in names]
     found = measure(config, scorers, settings)
     write_evaluation(config, found, settings)
     _print(config, found, _notes(config, found.manifest, scorers[0]))

@@ -88,6 +88,6 @@ def import_(
 
 def _client(config: str | None) -> "MlflowClient":
     from infra.settings import load_settings
-    from infra.tracking import tracking_client
+    from ray_jobs.preflight import answering_client
 
-    return tracking_client(load_settings(config).tracking)
+    return answering_client(load_settings(config).tracking)

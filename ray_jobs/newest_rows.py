@@ -15,10 +15,10 @@ from infra.scanning import scratch_database
 from infra.settings import Settings
 from infra.storage import Storage, is_s3
 from infra.tables import DeltaStore
-from infra.tracking import tracking_client
 from models.registry import find_digest
 from models.tasks.base import get_task
 from ray_jobs.console import console
+from ray_jobs.preflight import answering_client
 from ray_jobs.score_table import score_table
 from ray_jobs.stages.predict import face_schema
 
@@ -119,7 +119,7 @@ def _digest(query: NewestRows, settings: Settings) -> str:
     assert query.scorer is not None
     if len(query.scorer) >= 8 and set(query.scorer.lower()) <= set("0123456789abcdef"):
         return query.scorer.lower()
-    return find_digest(tracking_client(settings.tracking), query.scorer, task=query.task)
+    return find_digest(answering_client(settings.tracking), query.scorer, task=query.task)
 
 
 def _quoted(value: str) -> str:

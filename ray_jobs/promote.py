@@ -45,10 +45,10 @@ def promote(
     """Make a version the champion if it passes the gates; the record of the decision lies in its MLflow run."""
     from infra.errors import UserError
     from infra.settings import load_settings
-    from infra.tracking import tracking_client
     from models import registry
     from models.tasks.base import get_task
     from ray_jobs.console import console
+    from ray_jobs.preflight import answering_client
     from ray_jobs.promoting.deciding import PromoteConfig, run_promote
     from ray_jobs.promoting.gates import read_gates
     from ray_jobs.sizing import Resources
@@ -58,7 +58,7 @@ def promote(
     if alias is not None:
         if alias in (registry.CHAMPION, registry.PREVIOUS):
             raise UserError(f"--alias {alias} is moved by promote and rollback alone: leave --alias out")
-        client = tracking_client(settings.tracking)
+        client = answering_client(settings.tracking)
         number = registry.registered(client, version, task=name).version.rpartition("/")[2]
         before = registry.set_alias(client, name, number, alias)
         console.print(

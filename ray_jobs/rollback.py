@@ -15,16 +15,16 @@ def rollback(
     """Make the previous champion champion again, at once; repeat to go further back."""
     from infra.errors import UserError
     from infra.settings import load_settings
-    from infra.tracking import tracking_client
     from models import promotion
     from models.registry import model_name
     from models.tasks.base import get_task
     from ray_jobs.console import console
+    from ray_jobs.preflight import answering_client
 
     if not reason.strip():
         raise UserError("--reason is empty: say why, it stands in the log of changes")
     name = get_task(task).name
-    change = promotion.rollback(tracking_client(load_settings(config).tracking), name, reason=reason)
+    change = promotion.rollback(answering_client(load_settings(config).tracking), name, reason=reason)
     console.print(
         f"{model_name(name)}: champion is version {change.version} again "
         f"(change {change.number}; withdrawn: version {change.before})",

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from infra.errors import UserError
 from infra.leases import TTL_S
 from infra.settings import Settings
-from infra.tracking import shown_uri, tracking_client
+from infra.tracking import shown_uri
 from models.registry import CHAMPION, ResolvedScorer, resolve, tasks_with
 from models.tasks.base import task_names
 from models.video.limits import DecodeLimits
 from ray_jobs.failure_guard import FailureLimits
 from ray_jobs.planning import Content, Plan, Portion, make_plan
+from ray_jobs.preflight import answering_client
 from ray_jobs.sizing import Resources, Wanted
 from ray_jobs.stages.extract import ExtractConfig, policy_digest
 from ray_jobs.stages.sink import reserved_columns
@@ -43,9 +44,10 @@ def resolve_scorers(scorers: dict[str, str], settings: Settings) -> dict[str, Re
     """Load and check the scorers of a run.
 
     Raises:
-        UserError: One does not exist, or they were trained on different crops, so that one decode cannot serve them.
+        UserError: One does not exist, MLflow does not answer, or they were trained on different crops, so that one
+            decode cannot serve them.
     """
-    client = tracking_client(settings.tracking)
+    client = answering_client(settings.tracking, scorers.values() or None)
     if not scorers:
         scorers = dict.fromkeys(tasks_with(client, CHAMPION), CHAMPION)
     if not scorers:

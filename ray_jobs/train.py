@@ -62,10 +62,10 @@ def train(
     """Train a scorer on a crops dataset, choose the best epoch on the validation split, and register it."""
     from infra.errors import UserError
     from infra.settings import load_settings
-    from infra.tracking import tracking_client
     from models import promotion, registry
     from models.tasks.base import get_task
     from ray_jobs.console import console
+    from ray_jobs.preflight import answering_client
     from ray_jobs.training.config import TrainConfig
     from ray_jobs.training.recipe import resolve_recipe
     from ray_jobs.training.run import print_result, run_train
@@ -103,7 +103,7 @@ def train(
         print_training(run, settings)
         return
     if promote:
-        seen = promotion.look(tracking_client(settings.tracking), run.task)
+        seen = promotion.look(answering_client(settings.tracking), run.task)
         if seen.champion is not None and name is None:  # a named run may be the champion's own, said again
             raise UserError(
                 f"--promote: {registry.model_name(run.task)} has a champion already, version {seen.champion}: train "
@@ -112,7 +112,7 @@ def train(
     result = run_train(run, settings)
     print_result(result)
     if promote:
-        client = tracking_client(settings.tracking)
+        client = answering_client(settings.tracking)
         if seen.champion == result.version:
             return
         if seen.champion is not None:

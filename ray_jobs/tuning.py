@@ -17,13 +17,14 @@ from rich.table import Table
 from infra.errors import RunStopped, UserError
 from infra.settings import Settings
 from infra.storage import Storage, join
-from infra.tracking import absolute_uri, experiment_id, tracking_client
+from infra.tracking import absolute_uri, experiment_id
 from models.tasks.base import get_task
 from ray_jobs.cluster import connect, look
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import read_manifest
 from ray_jobs.interrupts import Stoppable
 from ray_jobs.job_environment import refuse_fleeting_tracking
+from ray_jobs.preflight import answering_client
 from ray_jobs.training.checks import check_dataset, check_resources, training_resources
 from ray_jobs.training.config import TrainConfig
 from ray_jobs.training.recipe import Recipe, nested, replaced
@@ -114,9 +115,9 @@ def run_tune(config: TuneConfig, settings: Settings) -> Recipe:
     refuse_fleeting_tracking(settings.tracking.uri)
     tracking = settings.tracking.model_copy(update={"uri": absolute_uri(settings.tracking.uri)})
     settings = settings.model_copy(update={"tracking": tracking})
+    client = answering_client(tracking)
     connect(settings.cluster)
     check_resources(training_resources(base, dataset), look())
-    client = tracking_client(tracking)
     parent = client.create_run(
         experiment_id(client, tracking), run_name=base.name, tags={"task": task.name}
     ).info.run_id

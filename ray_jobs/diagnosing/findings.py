@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from infra.tracking import without_credentials
+
 Level = Literal["ok", "warn", "fail"]
 
 
@@ -41,7 +43,7 @@ def guarded(name: str, fix: str, check: Callable[[], Finding | Iterable[Finding]
         found = check()
         return [found] if isinstance(found, Finding) else list(found)
     except Exception as error:  # whatever is broken out there, the other checks are wanted too
-        words = " ".join(str(error).split())[:400]
+        words = without_credentials(" ".join(str(error).split()))[:400]
         return [fail(name, words or type(error).__name__, fix)]
 
 

@@ -1,11 +1,10 @@
 """Checks that use the stores as a run does: objects, Delta commits, MLflow; each removes what it wrote."""
 
 import contextlib
-import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from itertools import islice
@@ -131,23 +130,9 @@ def _remove(storage: Storage, place: str) -> None:
         shutil.rmtree(storage.absolute(place), ignore_errors=True)  # the folders
 
 
-@contextlib.contextmanager
-def impatient() -> Iterator[None]:
-    """MLflow's clients retry for minutes by default; a check says so in seconds."""
-    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update({name: value for name, value in wanted.items() if before[name] is None})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-
-
 def check_mlflow(settings: TrackingSettings) -> list[Finding]:
     """A run with a metric and an artifact, and a registered model; all removed again."""
-    from infra.tracking import experiment_id, shown_uri, tracking_client
+    from infra.tracking import experiment_id, impatient, shown_uri, tracking_client
 
     with impatient():
         client = tracking_client(settings)

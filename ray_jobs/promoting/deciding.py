@@ -11,7 +11,7 @@ from rich.table import Table
 from infra.errors import RunStopped, UserError
 from infra.settings import Settings
 from infra.storage import Storage, join
-from infra.tracking import code_version, tracking_client
+from infra.tracking import code_version
 from models import promotion, registry
 from models.promotion import Change
 from models.registry import ResolvedScorer, model_name
@@ -29,7 +29,7 @@ from ray_jobs.crops.dataset import (
 )
 from ray_jobs.crops.mapping import scanned
 from ray_jobs.evaluating import EvaluateConfig, measure
-from ray_jobs.preflight import refuse_unwritable
+from ray_jobs.preflight import answering_client, refuse_unwritable
 from ray_jobs.promoting.gates import (
     Gates,
     Verdict,
@@ -86,7 +86,7 @@ def run_promote(config: PromoteConfig, settings: Settings) -> tuple[Decision, Ch
         raise UserError("--force needs a --reason: it will stand in the log of changes")
     if config.out is not None:
         refuse_unwritable(Storage(settings.storage), "--out", config.out)
-    task, client = get_task(config.task), tracking_client(settings.tracking)
+    task, client = get_task(config.task), answering_client(settings.tracking)
     name = model_name(task.name)
     seen = promotion.look(client, task.name)
     challenger = registry.registered(client, config.version, task=task.name)

@@ -41,6 +41,7 @@ from ray_jobs.crops.dataset import (
 )
 from ray_jobs.interrupts import Stoppable
 from ray_jobs.job_environment import refuse_fleeting_tracking
+from ray_jobs.preflight import answering_client
 from ray_jobs.reports.dataset import dataset_card
 from ray_jobs.sizing import STEADY
 from ray_jobs.training.balance import Balance
@@ -83,7 +84,7 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
     balance = _balance(config, task, dataset)
     refuse_fleeting_tracking(settings.tracking.uri)
     tracking = settings.tracking.model_copy(update={"uri": absolute_uri(settings.tracking.uri)})
-    client = tracking_client(tracking)
+    client = answering_client(tracking)
     with TemporaryDirectory(prefix="facereel-") as folder:
         record = _open_record(config, storage)
         if record.version is not None:
