@@ -1,14 +1,26 @@
 """Connect to Ray: the cluster of the submitted job, a named one, or a local one that ends with the process."""
 
 import logging
+import math
 import os
+import sys
 
 import ray
 import ray.data
 
 from infra.errors import UserError
 from infra.settings import ClusterSettings
-from ray_jobs.sizing import MARKET_LABEL, SPOT, Cluster, Node, Resources, Wanted, check_pipeline, size_pipeline
+from ray_jobs.sizing import (
+    MARKET_LABEL,
+    SPOT,
+    Cluster,
+    Node,
+    Resources,
+    Wanted,
+    check_decoding,
+    check_pipeline,
+    size_pipeline,
+)
 
 # A silent hang costs 30 minutes by default; a stage without any progress for ten minutes is worth an error.
 NO_PROGRESS_TIMEOUT_S = 600.0
@@ -27,8 +39,8 @@ def named_address(settings: ClusterSettings) -> str | None:
     return settings.address or os.environ.get("RAY_ADDRESS")
 
 
-def connect(settings: ClusterSettings) -> dict[str, float]:
-    """Connect this process to Ray, once; returns the cluster's resources.
+def connect(settings: ClusterSettings) -> Cluster:
+    """Connect this process to Ray, once; returns what the cluster offers now (`look`).
 
     A submitted job joins its cluster (``RAY_ADDRESS``). Otherwise a local cluster is started, never an existing one
     that happens to run on this machine.
@@ -61,7 +73,7 @@ def connect(settings: ClusterSettings) -> dict[str, float]:
         context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # "Progress bars disabled."
-    return {name: float(value) for name, value in ray.cluster_resources().items()}
+    return look()
 
 
 def look() -> Cluster:
@@ -86,19 +98,20 @@ def look() -> Cluster:
         )
     # What an autoscaler may bring: nothing public says it; Ray Train asks the same way.
     limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return Cluster(tuple(nodes), {name: float(value) for name, value in limits.items()})
+    return Cluster(
+        tuple(nodes), {name: math.inf if value >= sys.maxsize else float(value) for name, value in limits.items()}
+    )
 
 
-def fit(wanted: Wanted, settings: ClusterSettings) -> tuple[Resources, float]:
-    """Connect, and share the cluster out for a scoring pipeline; its logical CPUs beside.
+def fit(wanted: Wanted, settings: ClusterSettings, *, predicts: bool = True) -> tuple[Resources, Cluster]:
+    """Connect, and share the cluster out for a pipeline that decodes, and predicts too; the cluster beside.
 
     Raises:
         UserError: The cluster never has what is wanted, or there is none.
     """
-    connect(settings)
-    cluster = look()
+    cluster = connect(settings)
     resources = size_pipeline(wanted, cluster)
-    refusal = check_pipeline(resources, cluster)
+    refusal = check_pipeline(resources, cluster) if predicts else check_decoding(resources, cluster)
     if refusal:
         raise UserError(refusal)
-    return resources, sum(node.num_cpus for node in cluster.nodes)
+    return resources, cluster

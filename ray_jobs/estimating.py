@@ -72,20 +72,20 @@ def estimate_cost(
             console.print("nothing is due: nothing to estimate")
         return None
     start = time.monotonic()
-    resources, num_cpus = fit(config.resources, settings.cluster)
+    resources, cluster = fit(config.resources, settings.cluster)
     sample = plan.sample(num_videos, SEED)
     ds = scored(
         ray.data.from_arrow(sample),
         extract_config(config, resolved, settings),
         [CarriedScorer.carry(found.directory, task, found.scorer.digest) for task, found in resolved.items()],
-        resources.spread(sample.num_rows, num_cpus),
+        resources.spread(sample.num_rows, cluster.num_cpus_now),
     )
     blocks: list[pa.Table] = []
     with RunProgress("pilot", sample.num_rows, quiet=quiet) as progress:
         for rows in arriving(ds):
             blocks.append(rows.select(["reason", "fetched_bytes", "extract_s", "predict_s"]))
             progress.update(sum(block.num_rows for block in blocks))
-    decoders = num_decoders(resources, look())
+    decoders = max(1, num_decoders(resources, look()))
     cost = extrapolate(pa.concat_tables(blocks), plan.num_due, decoders, resources, pilot_s=time.monotonic() - start)
     if not quiet:
         print_estimate(cost)

@@ -20,7 +20,7 @@ from models.predictor import Predictor
 from models.registry import ResolvedScorer, resolve
 from models.scorer import Scorer
 from models.tasks.base import Probabilities, Task, get_task
-from ray_jobs.cluster import connect, look
+from ray_jobs.cluster import connect
 from ray_jobs.comparing import Compared, compare
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import DatasetManifest, groups_of, read_manifest, read_targets, split_parts
@@ -96,8 +96,8 @@ def measure(config: EvaluateConfig, scorers: Sequence[ResolvedScorer], settings:
     if unknown := [name for name in config.slices if name not in table.column_names]:
         raise UserError(f"--slice {unknown[0]}: the dataset has the columns {', '.join(table.column_names)}")
     targets = task.encode_labels({name: table[name].to_pylist() for name in task.label_columns})
-    connect(settings.cluster)
-    if config.use_gpu and not look().num_gpus:  # else its tasks would wait for ever
+    cluster = connect(settings.cluster)
+    if config.use_gpu and not cluster.num_gpus:  # else its tasks would wait for ever
         raise UserError("--gpu: the cluster has no GPU, and none is to come: evaluate without it, or add GPU nodes")
     train_targets = read_targets(config.dataset, manifest, task, storage) if manifest.parts.get("train") else targets
     compared = compare(

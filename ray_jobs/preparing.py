@@ -19,7 +19,7 @@ from models.faces.policy import FacePolicy
 from models.tasks.base import get_task
 from models.video.limits import DecodeLimits
 from models.video.sampling import FramePolicy
-from ray_jobs.cluster import connect, look
+from ray_jobs.cluster import fit
 from ray_jobs.console import RunProgress, console
 from ray_jobs.crops.dataset import CARD, MANIFEST, DatasetManifest, DatasetRules
 from ray_jobs.crops.finishing import VIDEO_COLUMNS, finish
@@ -31,7 +31,7 @@ from ray_jobs.labels.removal import RemovalReport
 from ray_jobs.labels.rules import LabelRules
 from ray_jobs.labels.verdicts import read_verdicts, without_wrong_labels
 from ray_jobs.reports.dataset import dataset_card
-from ray_jobs.sizing import Resources, size_pipeline
+from ray_jobs.sizing import Resources
 from ray_jobs.splits import SplitBy, split_of
 from ray_jobs.stages.encode import CROP_FIELDS, encode_stage
 from ray_jobs.stages.extract import ExtractConfig
@@ -153,8 +153,8 @@ def _extract(config: PrepareConfig, settings: Settings, rows: pa.Table, staging:
         console.print(f"going on: {num_before} of {rows.num_rows} videos are extracted already")
     if not todo.num_rows:
         return
-    num_cpus = connect(settings.cluster).get("CPU", 0)
-    resources = size_pipeline(config.resources, look()).spread(todo.num_rows, num_cpus)
+    resources, cluster = fit(config.resources, settings.cluster, predicts=False)
+    resources = resources.spread(todo.num_rows, cluster.num_cpus_now)
     extract = ExtractConfig(
         frame_policy=config.frame_policy,
         face_policy=config.face_policy,

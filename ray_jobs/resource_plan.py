@@ -5,21 +5,11 @@ from rich.table import Table
 from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage import Storage
-from ray_jobs.cluster import connect, look
+from ray_jobs.cluster import connect
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import read_manifest
-from ray_jobs.sizing import (
-    GIB,
-    Cluster,
-    Pool,
-    Resources,
-    Wanted,
-    check_pipeline,
-    pipeline_pools,
-    preparing_pools,
-    size_pipeline,
-    training_pools,
-)
+from ray_jobs.pools import Pool, pipeline_pools, preparing_pools, training_pools
+from ray_jobs.sizing import GIB, Cluster, Resources, Wanted, check_decoding, check_pipeline, size_pipeline
 from ray_jobs.training.checks import check_resources, training_resources
 from ray_jobs.training.config import TrainConfig
 
@@ -30,8 +20,7 @@ def print_pipeline(wanted: Wanted, settings: Settings) -> None:
     Raises:
         UserError: They would never start; after the table.
     """
-    connect(settings.cluster)
-    cluster = look()
+    cluster = connect(settings.cluster)
     resources = size_pipeline(wanted, cluster)
     print_pools(pipeline_pools(resources, cluster, wanted), cluster)
     refusal = check_pipeline(resources, cluster)
@@ -40,10 +29,17 @@ def print_pipeline(wanted: Wanted, settings: Settings) -> None:
 
 
 def print_preparing(settings: Settings) -> None:
-    """The pools of preparing a dataset on this cluster."""
-    connect(settings.cluster)
-    cluster = look()
-    print_pools(preparing_pools(size_pipeline(Resources(), cluster), cluster), cluster)
+    """The pools of preparing a dataset on this cluster.
+
+    Raises:
+        UserError: They would never start; after the table.
+    """
+    cluster = connect(settings.cluster)
+    resources = size_pipeline(Resources(), cluster)
+    print_pools(preparing_pools(resources, cluster), cluster)
+    refusal = check_decoding(resources, cluster)
+    if refusal:
+        raise UserError(refusal)
 
 
 def print_training(config: TrainConfig, settings: Settings) -> None:
@@ -54,8 +50,7 @@ def print_training(config: TrainConfig, settings: Settings) -> None:
     """
     dataset = read_manifest(config.dataset, Storage(settings.storage))
     training = training_resources(config, dataset)
-    connect(settings.cluster)
-    cluster = look()
+    cluster = connect(settings.cluster)
     print_pools(training_pools(training, cluster), cluster)
     check_resources(training, cluster)
 
@@ -63,11 +58,10 @@ def print_training(config: TrainConfig, settings: Settings) -> None:
 def print_pools(pools: list[Pool], cluster: Cluster) -> None:
     """The cluster in a line, then a row a pool."""
     spot = sum(node.is_spot for node in cluster.nodes)
-    memory = sum(node.memory_bytes for node in cluster.nodes) / GIB
     growth = f", may grow to {cluster.num_cpus:g} CPUs and {cluster.num_gpus:g} GPUs" if cluster.grows else ""
     console.print(
-        f"cluster: {len(cluster.nodes)} nodes ({spot} spot), {sum(node.num_cpus for node in cluster.nodes):g} CPUs, "
-        f"{sum(node.num_gpus for node in cluster.nodes):g} GPUs, {memory:.1f} GiB for tasks{growth}",
+        f"cluster: {len(cluster.nodes)} nodes ({spot} spot), {cluster.num_cpus_now:g} CPUs, "
+        f"{cluster.num_gpus_now:g} GPUs, {cluster.memory_bytes_now / GIB:.1f} GiB for tasks{growth}",
         highlight=False,
     )
     table = Table()

@@ -9,17 +9,17 @@ from infra.leases import Lease
 from infra.settings import Settings
 from infra.storage import Storage
 from infra.tables import DeltaStore
-from ray_jobs.cluster import fit, look, named_address
+from ray_jobs.cluster import fit, named_address
 from ray_jobs.console import console, print_plan
 from ray_jobs.interrupts import Interrupts
 from ray_jobs.outcome import Outcome
 from ray_jobs.planning import Plan
+from ray_jobs.pools import spoken
 from ray_jobs.preflight import refuse_unwritable
 from ray_jobs.run_record import RunRecord
 from ray_jobs.score_config import ScoreConfig, plan_run, policy_of, resolve_scorers
 from ray_jobs.score_run import ScoreRun, spoken_reasons
 from ray_jobs.score_table import QUARANTINE, score_table
-from ray_jobs.sizing import spoken
 from ray_jobs.stages.sink import QUARANTINE_SCHEMA, ScoreSink, SinkConfig, check_columns, score_schema
 
 
@@ -55,8 +55,8 @@ def run_score(config: ScoreConfig, settings: Settings) -> ScoreResult:
         print_plan(plan)
         if plan.num_due == 0:
             return ScoreResult(run_id, plan, None, time.monotonic() - start)
-        resources, num_cpus = fit(config.resources, settings.cluster)
-        console.print(spoken(resources, look()), highlight=False)
+        resources, cluster = fit(config.resources, settings.cluster)
+        console.print(spoken(resources, cluster), highlight=False)
         store = DeltaStore(config.tables, storage)
         with (
             Interrupts() as interrupts,
@@ -88,7 +88,7 @@ def run_score(config: ScoreConfig, settings: Settings) -> ScoreResult:
             check_columns(config.catalog, plan.due_schema(), store, list(resolved))
             sink = ScoreSink(store, _sink_config(config, record), lease.check)
             run = ScoreRun(config, settings, storage, record, sink, lease)
-            run.score(plan, resolved, resources.spread(plan.num_due, num_cpus), interrupts)
+            run.score(plan, resolved, resources.spread(plan.num_due, cluster.num_cpus_now), interrupts)
     finally:
         plan.close()
     return ScoreResult(run_id, plan, run.sink.outcome, time.monotonic() - start)

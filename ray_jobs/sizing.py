@@ -77,36 +77,38 @@ class Cluster:
     limits: dict[str, float] = field(default_factory=dict)
 
     @property
+    def num_cpus_now(self) -> float:
+        """Logical CPUs of the nodes that are there."""
+        return sum(node.num_cpus for node in self.nodes)
+
+    @property
+    def num_gpus_now(self) -> float:
+        """GPUs of the nodes that are there."""
+        return sum(node.num_gpus for node in self.nodes)
+
+    @property
+    def memory_bytes_now(self) -> float:
+        """Memory for tasks of the nodes that are there."""
+        return sum(node.memory_bytes for node in self.nodes)
+
+    @property
     def num_cpus(self) -> float:
         """Logical CPUs, those that may still come included."""
-        return max(sum(node.num_cpus for node in self.nodes), self.limits.get("CPU", 0))
+        return max(self.num_cpus_now, self.limits.get("CPU", 0))
 
     @property
     def num_gpus(self) -> float:
         """GPUs, those that may still come included."""
-        return max(sum(node.num_gpus for node in self.nodes), self.limits.get("GPU", 0))
+        return max(self.num_gpus_now, self.limits.get("GPU", 0))
 
     @property
     def grows(self) -> bool:
-        """Whether more may come than is there."""
+        """Whether an autoscaler looks after it, so that what is missing may still come."""
         return any(self.limits.values())
 
     def has(self, resource: str) -> bool:
         """Whether any node offers a custom resource, or may."""
         return any(node.custom.get(resource) for node in self.nodes) or bool(self.limits.get(resource))
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """Processes of one kind: how many, what each asks for, on which nodes, and why so."""
-
-    name: str
-    size: str
-    num_cpus: float
-    num_gpus: float
-    memory_bytes: int
-    where: str
-    why: str
 
 
 def size_pipeline(wanted: Wanted, cluster: Cluster) -> Resources:
@@ -115,18 +117,29 @@ def size_pipeline(wanted: Wanted, cluster: Cluster) -> Resources:
     share = wanted.gpus_per_predictor
     if share is None:
         share = 1 / PREDICTORS_PER_GPU if on_gpu else 0.0
-    number = wanted.num_predictors
-    if number is None:
-        number = max(1, math.floor(cluster.num_cpus * PREDICT_SHARE))
-        number = min(number, max(1, math.floor(cluster.num_cpus) - SPARE_CPUS))
-        if on_gpu:
-            number = max(1, min(number, predictors_on_gpus(cluster, share)))
     return Resources(
-        num_predictors=number,
+        num_predictors=wanted.num_predictors or _num_predictors(share, cluster),
         gpus_per_predictor=share,
         rows_per_block=wanted.rows_per_block,
         decode_resource=DECODE_RESOURCE if cluster.has(DECODE_RESOURCE) else None,
     )
+
+
+def _num_predictors(share: float, cluster: Cluster) -> int:
+    """As many as their share of the CPUs gives, their GPUs and nodes hold, and memory has room for decoders beside."""
+    if math.inf in cluster.limits.values():  # no bound to take a share of: by what is there
+        cluster = Cluster(cluster.nodes)
+    memory = cluster.limits.get("memory", math.inf) if cluster.grows else cluster.memory_bytes_now
+    bounds = [
+        cluster.num_cpus * PREDICT_SHARE,
+        cluster.num_cpus - SPARE_CPUS,
+        memory / (PREDICT_MEMORY_BYTES + DECODE_MEMORY_BYTES),
+    ]
+    if share:
+        bounds.append(predictors_on_gpus(cluster, share))
+    if not cluster.grows:
+        bounds.append(_room(share, cluster))
+    return max(1, math.floor(min(bounds)))
 
 
 def predictors_on_gpus(cluster: Cluster, share: float) -> int:
@@ -136,18 +149,21 @@ def predictors_on_gpus(cluster: Cluster, share: float) -> int:
 
 
 def _on_gpus(num_gpus: float, share: float) -> int:
-    if share >= 1:
-        return math.floor(num_gpus / share)
-    return math.floor(num_gpus) * math.floor(1 / share + 1e-9)
+    return math.floor(num_gpus / share) if share >= 1 else math.floor(num_gpus) * predictors_on_gpu(share)
 
 
-def num_decoders(resources: Resources, cluster: Cluster, *, has_predictors: bool = True) -> int:
-    """Decoding tasks that run at a time on the nodes that are there, beside the predictors; at least 1."""
-    left = resources.num_predictors if has_predictors else 0
+def predictors_on_gpu(share: float) -> int:
+    """Predictors that one GPU holds; 0 where each takes several."""
+    return math.floor(1 / share + 1e-9)
+
+
+def num_decoders(resources: Resources, cluster: Cluster, *, predicts: bool = True) -> int:
+    """Decoding tasks that run at a time on the nodes that are there, beside the predictors if any; 0: none fits."""
+    left = resources.num_predictors if predicts else 0
     total = 0
     # Predictors go to nodes with GPUs first where they need them, and never to spot nodes.
     for node in sorted(cluster.nodes, key=lambda node: (node.is_spot, -node.num_gpus)):
-        here = 0 if node.is_spot else min(left, _predictors_on(node, resources.gpus_per_predictor))
+        here = min(left, _predictors_on(node, resources.gpus_per_predictor))
         left -= here
         cpus = node.num_cpus - here * PREDICT_CPUS
         memory = node.memory_bytes - here * PREDICT_MEMORY_BYTES
@@ -155,16 +171,23 @@ def num_decoders(resources: Resources, cluster: Cluster, *, has_predictors: bool
         if resources.decode_resource is not None:
             fitting = min(fitting, node.custom.get(resources.decode_resource, 0))
         total += max(0, math.floor(fitting))
-    return max(1, total)
+    return total
+
+
+def _room(share: float, cluster: Cluster) -> int:
+    """Predictors that the nodes that are there hold."""
+    return sum(_predictors_on(node, share) for node in cluster.nodes)
 
 
 def _predictors_on(node: Node, share: float) -> int:
+    if node.is_spot:
+        return 0
     fitting = min(node.num_cpus / PREDICT_CPUS, node.memory_bytes / PREDICT_MEMORY_BYTES)
     return math.floor(fitting if share == 0 else min(fitting, _on_gpus(node.num_gpus, share)))
 
 
 def check_pipeline(resources: Resources, cluster: Cluster) -> str | None:
-    """Why the pipeline would hang on this cluster (predictors take what decoders need, or never start), or None."""
+    """Why the pipeline would hang on this cluster (one kind takes what another needs, or never starts), or None."""
     cpus, number, share = cluster.num_cpus, resources.num_predictors, resources.gpus_per_predictor
     if cpus < number * PREDICT_CPUS + SPARE_CPUS:
         return (
@@ -179,75 +202,26 @@ def check_pipeline(resources: Resources, cluster: Cluster) -> str | None:
         )
     if cluster.grows:  # what is to come may have the room
         return None
-    room = sum(_predictors_on(node, share) for node in cluster.nodes if not node.is_spot)
+    room = _room(share, cluster)
     if room < number:
         return (
             f"{number} predictors need {number} × {PREDICT_MEMORY_BYTES / GIB:g} GiB and a CPU each on nodes that are "
             f"not spot; {room} fit: lower --predictors, or give nodes more memory (ray start --memory)"
         )
-    return None
+    return check_decoding(resources, cluster, predicts=True)
 
 
-def spoken(resources: Resources, cluster: Cluster) -> str:
-    """The pools of a run in a line of its log."""
-    share = f" and {resources.gpus_per_predictor:g} GPU" if resources.gpus_per_predictor else ""
-    return (
-        f"pools: {num_decoders(resources, cluster)} decoders at a time ({DECODE_CPUS:g} CPU each), "
-        f"{resources.num_predictors} predictors ({PREDICT_CPUS:g} CPU{share} each); --plan-resources says why"
+def check_decoding(resources: Resources, cluster: Cluster, *, predicts: bool = False) -> str | None:
+    """Why no decoder ever starts on this cluster, beside the predictors if any, or None."""
+    if cluster.grows or num_decoders(resources, cluster, predicts=predicts):
+        return None
+    nodes = f"a node with the resource {resources.decode_resource}" if resources.decode_resource else "a node"
+    beside = (
+        f" beside {resources.num_predictors} predictors: lower --predictors, add nodes" if predicts else ": add nodes"
     )
-
-
-def pipeline_pools(resources: Resources, cluster: Cluster, wanted: Wanted | None = None) -> list[Pool]:
-    """What scoring asks for, and why."""
-    share, number = resources.gpus_per_predictor, resources.num_predictors
-    given = wanted is not None and wanted.num_predictors is not None
-    if given:
-        why = "--predictors"
-    elif share:
-        why = (
-            f"{cluster.num_gpus:g} GPUs × {_on_gpus(1, share) or 1} on each, at most "
-            f"{PREDICT_SHARE:.0%} of {cluster.num_cpus:g} CPUs"
-        )
-    else:
-        why = (
-            f"{PREDICT_SHARE:.0%} of {cluster.num_cpus:g} CPUs; plan --estimate measures what your scorers and videos "
-            "take, and --predictors sets it"
-        )
-    return [
-        Pool("driver", "1", 0, 0, 0, "the head node", "plans and commits; it asks for nothing, keep a CPU of the head"),
-        _decoders(resources, num_decoders(resources, cluster), "tasks on whatever CPUs the predictors leave"),
-        Pool(
-            "predictors",
-            f"{number}, fixed",
-            PREDICT_CPUS,
-            share,
-            PREDICT_MEMORY_BYTES,
-            "nodes that are not spot",
-            why,
-        ),
-    ]
-
-
-def preparing_pools(resources: Resources, cluster: Cluster) -> list[Pool]:
-    """What preparing a dataset asks for, and why."""
-    number = num_decoders(resources, cluster, has_predictors=False)
-    return [
-        Pool("driver", "1", 0, 0, 0, "the head node", "stages crops, and finishes the dataset"),
-        _decoders(resources, number, "tasks on whatever CPUs are idle"),
-        Pool("encoders", "as needed", DECODE_CPUS, 0, 0, "every node, spot too", "tasks that take turns with decoders"),
-    ]
-
-
-def _decoders(resources: Resources, number: int, why: str) -> Pool:
-    where = f"nodes with {resources.decode_resource}" if resources.decode_resource else "every node, spot too"
-    return Pool(
-        "decoders",
-        f"{number} now, as many as fit",
-        DECODE_CPUS,
-        0,
-        DECODE_MEMORY_BYTES,
-        where,
-        f"{why}; a node that joins decodes, a lost one costs its blocks",
+    return (
+        f"a decoder needs {DECODE_CPUS:g} CPU and {DECODE_MEMORY_BYTES / GIB:g} GiB on {nodes}, which none has free"
+        f"{beside}, or give them more memory (ray start --memory)"
     )
 
 
@@ -294,24 +268,3 @@ def check_training(training: Training, cluster: Cluster) -> str | None:
             "lower --workers or --resident-bytes, or add nodes"
         )
     return None
-
-
-def training_pools(training: Training, cluster: Cluster) -> list[Pool]:
-    """What training asks for, and why."""
-    size = f"{training.least} to {training.most}" if training.least < training.most else f"{training.most}, fixed"
-    kept = training.memory_bytes > TRAIN_MEMORY_BYTES
-    crops = f"{training.crops_bytes / GIB:.2f} GiB of decoded crops"
-    return [
-        Pool("driver", "1", 0, 0, 0, "the head node", "looks after the run; it asks for nothing"),
-        Pool("controller", "1", 0, 0, 0, "the driver's node", "Ray Train's own; it asks for nothing"),
-        Pool(
-            "workers",
-            size,
-            training.cpus_per_worker,
-            float(training.use_gpu),
-            training.memory_bytes,
-            "nodes that are not spot",
-            f"--workers; there is room for {training.room(cluster)}. "
-            + (f"Each keeps {crops}" if kept else f"{crops} are more than --resident-bytes, so they are streamed"),
-        ),
-    ]

@@ -19,12 +19,13 @@ from infra.settings import Settings
 from infra.storage import Storage, join
 from infra.tracking import absolute_uri, experiment_id
 from models.tasks.base import get_task
-from ray_jobs.cluster import connect, look
+from ray_jobs.cluster import connect
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import read_manifest
 from ray_jobs.interrupts import Stoppable
 from ray_jobs.job_environment import refuse_fleeting_tracking
 from ray_jobs.preflight import answering_client
+from ray_jobs.sizing import Cluster, Training
 from ray_jobs.training.checks import check_dataset, check_resources, training_resources
 from ray_jobs.training.config import TrainConfig
 from ray_jobs.training.recipe import Recipe, nested, replaced
@@ -116,8 +117,8 @@ def run_tune(config: TuneConfig, settings: Settings) -> Recipe:
     tracking = settings.tracking.model_copy(update={"uri": absolute_uri(settings.tracking.uri)})
     settings = settings.model_copy(update={"tracking": tracking})
     client = answering_client(tracking)
-    connect(settings.cluster)
-    check_resources(training_resources(base, dataset), look())
+    training, cluster = training_resources(base, dataset), connect(settings.cluster)
+    check_resources(training, cluster)
     parent = client.create_run(
         experiment_id(client, tracking), run_name=base.name, tags={"task": task.name}
     ).info.run_id
@@ -125,7 +126,7 @@ def run_tune(config: TuneConfig, settings: Settings) -> Recipe:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would end a search that was stopped as if it were through
     try:
         with stoppable:
-            results = _tuner(config, base, settings, str(parent)).fit()
+            results = _tuner(config, base, settings, str(parent), trials_at_once(training, cluster)).fit()
         status = RunStatus.FINISHED
     except KeyboardInterrupt:
         status = RunStatus.KILLED
@@ -154,7 +155,7 @@ def run_tune(config: TuneConfig, settings: Settings) -> Recipe:
     return best
 
 
-def _tuner(config: TuneConfig, base: TrainConfig, settings: Settings, parent: str) -> ray.tune.Tuner:
+def _tuner(config: TuneConfig, base: TrainConfig, settings: Settings, parent: str, room: int) -> ray.tune.Tuner:
     task, storage = get_task(base.task), Storage(settings.storage)
     filesystem, root = storage.arrow_filesystem(join(base.storage, "_ray"))
 
@@ -168,13 +169,14 @@ def _tuner(config: TuneConfig, base: TrainConfig, settings: Settings, parent: st
         for name, values in config.space.items()
     }
     return ray.tune.Tuner(
-        ray.tune.with_resources(trial, {"CPU": 0.1}),  # its workers ask for their own
+        # A trial waits for its workers and takes no CPU of theirs; Ray Tune wants it to ask for something.
+        ray.tune.with_resources(trial, {"memory": 1 << 20}),
         param_space=space,
         tune_config=ray.tune.TuneConfig(
             metric=task.best_metric,
             mode="max" if task.higher_is_better else "min",
             num_samples=config.num_trials,
-            max_concurrent_trials=config.num_concurrent or _room(base),
+            max_concurrent_trials=config.num_concurrent or room,
             scheduler=ASHAScheduler(
                 time_attr="training_iteration",
                 max_t=base.recipe.epochs + 1,  # who gets to the end ends by itself
@@ -185,12 +187,9 @@ def _tuner(config: TuneConfig, base: TrainConfig, settings: Settings, parent: st
     )
 
 
-def _room(base: TrainConfig) -> int:
-    """Trials that the cluster holds at the same time: each has workers, and a bit of a CPU for itself."""
-    resources = ray.cluster_resources()
-    by_cpu = int(resources.get("CPU", 1) // (base.num_workers * base.cpus_per_worker + 1))
-    by_gpu = int(resources.get("GPU", 0) // base.num_workers) if base.use_gpu else by_cpu
-    return max(1, min(by_cpu, by_gpu))
+def trials_at_once(training: Training, cluster: Cluster) -> int:
+    """Trials whose workers find room beside each other on the nodes that are there, at least 1."""
+    return max(1, training.room(cluster) // training.most)
 
 
 def _end_children(client: MlflowClient, *, tracking_experiment: str, parent: str) -> None:

@@ -10,7 +10,7 @@ from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from infra.settings import Settings
-from ray_jobs.cluster import connect, look
+from ray_jobs.cluster import connect
 from ray_jobs.diagnosing.findings import Finding, fail, guarded
 from ray_jobs.diagnosing.judging import (
     by_machine,
@@ -48,7 +48,7 @@ def examine(
     settings: Settings, pins: dict[str, str], addresses: list[str], own: NodeFacts, *, gpu_wanted: bool
 ) -> list[Finding]:
     """Connect to the cluster and look at each of its nodes."""
-    connect(settings.cluster)
+    cluster = connect(settings.cluster)
     findings = []
     visits = []
     for node in ray.nodes():
@@ -86,7 +86,7 @@ def examine(
             ],
         )
     findings.append(judge_versions({visit.name: visit.facts for visit in visits}, own))
-    findings.append(judge_gpus_wanted(look().num_gpus, wanted=gpu_wanted))
+    findings.append(judge_gpus_wanted(cluster.num_gpus, wanted=gpu_wanted))
     findings += guarded("token", "let the head's dashboard run (include_dashboard)", _token)
     return findings
 

@@ -115,7 +115,7 @@ class _Run:
         ):
             self._store = store.with_epoch(self._lease.epoch)
             self._store.fence(TABLE, SCHEMA)
-            fetchers = self._fetchers(cluster["CPU"])
+            fetchers = self._fetchers(cluster.num_cpus_now)
             for url in urls:
                 self._add(Job(url, url))
             try:

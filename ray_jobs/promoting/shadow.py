@@ -116,8 +116,8 @@ def shadow_scores(
     sample = _sample(catalog, Storage(settings.storage), num_videos, opt_out, seed)
     if unknown := [name for name in slices if name not in sample.column_names]:
         raise UserError(f"--catalog-slice {unknown[0]}: the catalog has the columns {', '.join(sample.column_names)}")
-    resources, num_cpus = fit(resources, settings.cluster)
-    resources = resources.spread(sample.num_rows, num_cpus)
+    resources, cluster = fit(resources, settings.cluster)
+    resources = resources.spread(sample.num_rows, cluster.num_cpus_now)
     now, before = _scored(task, challenger, champion, sample, settings, resources)
     both = [name for name in sample["video_id"].to_pylist() if name in now and name in before]
     if not both:

@@ -26,7 +26,7 @@ from models.network import build_network, check_backbone
 from models.scorer import WEIGHTS_FILE, ScorerManifest, TrainingSummary, load_scorer, save_scorer
 from models.tasks.base import Task, get_task
 from models.transforms import InputConfig
-from ray_jobs.cluster import connect, look
+from ray_jobs.cluster import connect
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import (
     CARD,
@@ -93,8 +93,7 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
         config = _with_starting_weights(config, task, client, storage)
         for line in missing_classes(task, dataset):
             console.print(f"note: {line}", highlight=False)
-        connect(settings.cluster)
-        check_resources(training_resources(config, dataset), look())
+        check_resources(training_resources(config, dataset), connect(settings.cluster))
         if record.mlflow_run_id is None:
             run_id = _start_mlflow_run(client, tracking, config, task)
             record = record.model_copy(update={"mlflow_run_id": run_id})

@@ -1,9 +1,12 @@
 """How a cluster is shared out: nobody starves, spot nodes decode only, GPUs hold whole predictors."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_jobs.pools import pipeline_pools, preparing_pools, training_pools
 from ray_jobs.sizing import (
     DECODE_CPUS,
     DECODE_MEMORY_BYTES,
@@ -17,15 +20,14 @@ from ray_jobs.sizing import (
     Resources,
     Training,
     Wanted,
+    check_decoding,
     check_pipeline,
     check_training,
     num_decoders,
-    pipeline_pools,
     predictors_on_gpus,
-    preparing_pools,
     size_pipeline,
-    training_pools,
 )
+from ray_jobs.tuning import trials_at_once
 
 CPU_NODE = Node(16, memory_bytes=64 * GIB)
 GPU_NODE = Node(16, num_gpus=4, memory_bytes=128 * GIB)
@@ -96,7 +98,59 @@ def test_predictors_without_memory_are_refused() -> None:
     refusal = check_pipeline(Resources(), small)
     assert refusal is not None
     assert "GiB" in refusal
-    assert check_pipeline(Resources(), Cluster((Node(16, memory_bytes=PREDICT_MEMORY_BYTES),))) is None
+    both = Cluster((Node(16, memory_bytes=PREDICT_MEMORY_BYTES + DECODE_MEMORY_BYTES),))
+    assert check_pipeline(Resources(), both) is None
+
+
+def test_what_leaves_no_room_for_a_decoder_is_refused() -> None:
+    full = Cluster((Node(16, memory_bytes=PREDICT_MEMORY_BYTES + DECODE_MEMORY_BYTES - 1),))
+    refusal = check_pipeline(Resources(), full)
+    assert refusal is not None
+    assert "a decoder needs 0.9 CPU and 1 GiB" in refusal
+    assert "--predictors" in refusal
+    assert check_decoding(Resources(), full) is None  # without a predictor beside it
+    assert check_pipeline(Resources(), Cluster(full.nodes, {"CPU": 32})) is None
+    named = Resources(num_predictors=1, decode_resource="decode")
+    nodes = (CPU_NODE, Node(1, memory_bytes=PREDICT_MEMORY_BYTES, custom={"decode": 4}))
+    assert check_pipeline(named, Cluster(nodes)) is None
+    refusal = check_pipeline(named, Cluster((CPU_NODE, Node(0.5, memory_bytes=GIB, custom={"decode": 4}))))
+    assert refusal is not None
+    assert "a node with the resource decode" in refusal
+
+
+@pytest.mark.parametrize("nodes", [(), (Node(0, memory_bytes=8 * GIB),), (Node(4, memory_bytes=GIB - 1),)])
+def test_preparing_without_room_is_refused_rather_than_waiting_for_ever(nodes: tuple[Node, ...]) -> None:
+    refusal = check_decoding(Resources(), Cluster(nodes))
+    assert refusal is not None
+    assert "--predictors" not in refusal
+
+
+def test_a_cluster_without_nodes_is_refused_or_waits_for_its_autoscaler() -> None:
+    assert check_pipeline(size_pipeline(Wanted(), Cluster(())), Cluster(())) is not None
+    waiting = Cluster((), {"CPU": 64, "GPU": 0})
+    assert check_pipeline(size_pipeline(Wanted(), waiting), waiting) is None
+
+
+def test_an_autoscaler_without_bounds_does_not_make_pools_without_bounds() -> None:
+    cluster = Cluster((CPU_NODE,), {"CPU": math.inf, "memory": math.inf})
+    resources = size_pipeline(Wanted(), cluster)
+    assert resources.num_predictors == 8
+    assert check_pipeline(resources, cluster) is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "number"),
+    [
+        ((Node(16, memory_bytes=10 * GIB),), 3),  # 16 CPUs, and memory for three pairs of predictor and decoder
+        ((Node(4, memory_bytes=32 * GIB), SPOT_NODE, SPOT_NODE), 4),  # all that the one steady node holds
+        ((Node(32, memory_bytes=256 * GIB, num_gpus=4), CPU_NODE), 8),
+    ],
+)
+def test_by_default_no_more_predictors_than_start(nodes: tuple[Node, ...], number: int) -> None:
+    cluster = Cluster(nodes)
+    resources = size_pipeline(Wanted(), cluster)
+    assert resources.num_predictors == number
+    assert check_pipeline(resources, cluster) is None
 
 
 def test_decoders_take_what_predictors_leave() -> None:
@@ -133,12 +187,14 @@ def test_what_is_sized_by_the_cluster_starts_or_is_refused_and_starves_nobody(no
     cluster = Cluster(tuple(nodes))
     resources = size_pipeline(Wanted(), cluster)
     assert resources.num_predictors >= 1
+    one = resources.model_copy(update={"num_predictors": 1})
+    assert (check_pipeline(resources, cluster) is None) == (check_pipeline(one, cluster) is None)
     if check_pipeline(resources, cluster) is None:
         decoders = num_decoders(resources, cluster)
         assert decoders >= 1
         assert resources.num_predictors * PREDICT_CPUS + SPARE_CPUS <= cluster.num_cpus
         used = decoders * DECODE_CPUS + resources.num_predictors * PREDICT_CPUS
-        assert used <= cluster.num_cpus + DECODE_CPUS  # one decoder at least, even where it has to wait for room
+        assert used <= cluster.num_cpus
         assert resources.num_predictors * resources.gpus_per_predictor <= cluster.num_gpus + 1e-6
 
 
@@ -160,6 +216,16 @@ def test_training_counts_cpus_gpus_and_memory() -> None:
     assert "without --gpu" in refusal
     assert check_training(on_gpu, Cluster((GPU_NODE,))) is None
     assert check_training(on_gpu, Cluster((Node(16, num_gpus=4, memory_bytes=64 * GIB, is_spot=True),))) is not None
+
+
+def test_trials_at_once_are_those_whose_workers_find_room() -> None:
+    two = Training(most=2, least=2, cpus_per_worker=2, use_gpu=False)
+    assert trials_at_once(two, Cluster((Node(8, memory_bytes=64 * GIB),))) == 2  # a trial takes no CPU of its own
+    assert trials_at_once(two, Cluster((Node(8, memory_bytes=2.5 * GIB),))) == 1
+    assert trials_at_once(two, Cluster((CPU_NODE, SPOT_NODE))) == 4
+    assert trials_at_once(two, Cluster((), {"CPU": 64})) == 1
+    on_gpu = Training(most=2, least=1, cpus_per_worker=1, use_gpu=True)
+    assert trials_at_once(on_gpu, Cluster((GPU_NODE,))) == 2
 
 
 def test_training_keeps_crops_where_they_fit() -> None:

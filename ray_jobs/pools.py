@@ -1,0 +1,116 @@
+"""What the arithmetic of `ray_jobs.sizing` comes to, in words: each pool of processes, how many, where and why."""
+
+from dataclasses import dataclass
+
+from ray_jobs.sizing import (
+    DECODE_CPUS,
+    DECODE_MEMORY_BYTES,
+    GIB,
+    PREDICT_CPUS,
+    PREDICT_MEMORY_BYTES,
+    PREDICT_SHARE,
+    TRAIN_MEMORY_BYTES,
+    Cluster,
+    Resources,
+    Training,
+    Wanted,
+    num_decoders,
+    predictors_on_gpu,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Processes of one kind: how many, what each asks for, on which nodes, and why so."""
+
+    name: str
+    size: str
+    num_cpus: float
+    num_gpus: float
+    memory_bytes: int
+    where: str
+    why: str
+
+
+def spoken(resources: Resources, cluster: Cluster) -> str:
+    """The pools of a run in a line of its log."""
+    share = f" and {resources.gpus_per_predictor:g} GPU" if resources.gpus_per_predictor else ""
+    return (
+        f"pools: {num_decoders(resources, cluster)} decoders at a time ({DECODE_CPUS:g} CPU each), "
+        f"{resources.num_predictors} predictors ({PREDICT_CPUS:g} CPU{share} each); --plan-resources says why"
+    )
+
+
+def pipeline_pools(resources: Resources, cluster: Cluster, wanted: Wanted | None = None) -> list[Pool]:
+    """What scoring asks for, and why."""
+    share, number = resources.gpus_per_predictor, resources.num_predictors
+    given = wanted is not None and wanted.num_predictors is not None
+    if given:
+        why = "--predictors"
+    elif share:
+        why = (
+            f"{cluster.num_gpus:g} GPUs × {predictors_on_gpu(share) or 1} on each, at most "
+            f"{PREDICT_SHARE:.0%} of {cluster.num_cpus:g} CPUs, and what memory holds"
+        )
+    else:
+        why = (
+            f"{PREDICT_SHARE:.0%} of {cluster.num_cpus:g} CPUs, and what memory holds; plan --estimate measures what "
+            "your scorers and videos take, and --predictors sets it"
+        )
+    return [
+        Pool("driver", "1", 0, 0, 0, "the head node", "plans and commits; it asks for nothing, keep a CPU of the head"),
+        _decoders(resources, num_decoders(resources, cluster), "tasks on whatever CPUs the predictors leave"),
+        Pool(
+            "predictors",
+            f"{number}, fixed",
+            PREDICT_CPUS,
+            share,
+            PREDICT_MEMORY_BYTES,
+            "nodes that are not spot",
+            why,
+        ),
+    ]
+
+
+def preparing_pools(resources: Resources, cluster: Cluster) -> list[Pool]:
+    """What preparing a dataset asks for, and why."""
+    number = num_decoders(resources, cluster, predicts=False)
+    return [
+        Pool("driver", "1", 0, 0, 0, "the head node", "stages crops, and finishes the dataset"),
+        _decoders(resources, number, "tasks on whatever CPUs are idle"),
+        Pool("encoders", "as needed", DECODE_CPUS, 0, 0, "every node, spot too", "tasks that take turns with decoders"),
+    ]
+
+
+def _decoders(resources: Resources, number: int, why: str) -> Pool:
+    where = f"nodes with {resources.decode_resource}" if resources.decode_resource else "every node, spot too"
+    return Pool(
+        "decoders",
+        f"{number} now, as many as fit",
+        DECODE_CPUS,
+        0,
+        DECODE_MEMORY_BYTES,
+        where,
+        f"{why}; a node that joins decodes, a lost one costs its blocks",
+    )
+
+
+def training_pools(training: Training, cluster: Cluster) -> list[Pool]:
+    """What training asks for, and why."""
+    size = f"{training.least} to {training.most}" if training.least < training.most else f"{training.most}, fixed"
+    kept = training.memory_bytes > TRAIN_MEMORY_BYTES
+    crops = f"{training.crops_bytes / GIB:.2f} GiB of decoded crops"
+    return [
+        Pool("driver", "1", 0, 0, 0, "the head node", "looks after the run; it asks for nothing"),
+        Pool("controller", "1", 0, 0, 0, "the driver's node", "Ray Train's own; it asks for nothing"),
+        Pool(
+            "workers",
+            size,
+            training.cpus_per_worker,
+            float(training.use_gpu),
+            training.memory_bytes,
+            "nodes that are not spot",
+            f"--workers; there is room for {training.room(cluster)}. "
+            + (f"Each keeps {crops}" if kept else f"{crops} are more than --resident-bytes, so they are streamed"),
+        ),
+    ]
