@@ -36,6 +36,7 @@ from ray_jobs.splits import SplitBy, split_of
 from ray_jobs.stages.encode import CROP_FIELDS, encode_stage
 from ray_jobs.stages.extract import ExtractConfig
 from ray_jobs.stages.pipeline import arriving, extracted
+from ray_jobs.telemetry import begin_preparing, tell_prepared
 
 REMOVED = "removed.csv"
 _STAGED = (*VIDEO_COLUMNS, "split", "reason", "num_faces", "dropped", *(field.name for field in CROP_FIELDS))
@@ -165,10 +166,12 @@ def _extract(config: PrepareConfig, settings: Settings, rows: pa.Table, staging:
     stage = encode_stage(config.face_policy.crop_size, config.split_by)
     ds = ds.map_batches(stage, batch_format="pyarrow", batch_size=8, num_cpus=0.9)
     columns = [*_STAGED, *dict.fromkeys(["gender", *labels])]
+    begin_preparing()
     seen, without = 0, 0
     with RunProgress("prepare", rows.num_rows) as progress:
         for block in arriving(ds):
             staging.add(block.select(columns))
+            tell_prepared(block)
             seen += pc.sum(pc.fill_null(pc.less_equal(block["face"], 0), True)).as_py()
             without += block["crop"].null_count
             progress.update(num_before + seen, f"{without} without a crop")

@@ -77,7 +77,9 @@ class ScoreRun:
             plan.close()
             extract = extract_config(self.config, resolved, self.settings)
             videos = due_datasets(due, self.storage)
-            telemetry = ScoreTelemetry(run_id, plan, resources, num_decoders(resources, look()), self.settings.prices)
+            telemetry = ScoreTelemetry(
+                run_id, plan, resources, lambda: max(1, num_decoders(resources, look())), self.settings.prices
+            )
             self._take((scored(part, extract, scorers, resources) for part in videos), interrupts, telemetry)
             if self.sink.outcome.done != self.record.num_due:
                 raise RuntimeError(

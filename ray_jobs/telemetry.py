@@ -1,7 +1,7 @@
 """What jobs say of themselves while they run: metrics for Prometheus, through Ray, at the metrics port of each node."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import pyarrow as pa
@@ -17,6 +17,8 @@ from ray_jobs.sizing import DECODE_CPUS, PREDICT_CPUS, Resources
 # takes no zero.
 _NEXT_TO_NOTHING = 1e-9
 STATUSES = ("scored", "no_face", "quarantined")
+CROPS, NO_CROP = "crops", "no_crop"  # what becomes of a video that `prepare` could decode
+LOOK_S = 10.0  # seconds between looks at the cluster; as often as Ray sends metrics
 
 
 class Metrics:
@@ -42,6 +44,13 @@ class Metrics:
         )
         self.train_loss = Gauge("facereel_train_loss", "Training loss, last epoch", ("run", "task"))
         self.train_epoch = Gauge("facereel_train_epoch", "Epochs that are done", ("run", "task"))
+        self.prepare_videos = Counter(
+            "facereel_prepare_videos", "Videos that were prepared, by what came out", ("state",)
+        )
+        self.prepare_crops = Counter("facereel_prepare_crops", "Crops that were staged")
+        self.prepare_read_bytes = Counter("facereel_prepare_read_bytes", "Bytes read from storage for crops")
+        self.ingest_addresses = Counter("facereel_ingest_addresses", "Addresses that ended, by state", ("state",))
+        self.ingest_bytes = Counter("facereel_ingest_bytes", "Bytes of the videos that were fetched")
 
 
 @cache
@@ -57,19 +66,22 @@ class ScoreTelemetry:
         run_id: of the run.
         plan: what it found.
         resources: what it reserves.
-        num_decoders: decoding tasks that run at once.
+        num_decoders: tells how many decoding tasks run at once; asked again and again, since nodes come and go.
         prices: of CPUs, GPUs and reading.
     """
 
-    def __init__(self, run_id: str, plan: Plan, resources: Resources, num_decoders: int, prices: PriceSettings) -> None:
+    def __init__(
+        self, run_id: str, plan: Plan, resources: Resources, num_decoders: Callable[[], int], prices: PriceSettings
+    ) -> None:
         self._run = {"run": run_id}
         self._resources, self._prices = resources, prices
         self._device = "cuda" if resources.gpus_per_predictor else "cpu"
         self._num_waiting = plan.num_due
         self._oldest_s: float | None = None  # when the oldest uncommitted row arrived
-        self._told_s = time.monotonic()
+        self._told_s = self._looked_s = time.monotonic()
+        self._num_decoders = num_decoders
         self._slots = {
-            ("extract", "cpu"): num_decoders,
+            ("extract", "cpu"): num_decoders(),
             ("predict", self._device): resources.num_predictors,
         }
         self._backlog = plan.counts
@@ -111,6 +123,9 @@ class ScoreTelemetry:
         told, now = metrics(), time.monotonic()
         if not num_uncommitted:
             self._oldest_s = None
+        if now - self._looked_s >= LOOK_S:
+            self._looked_s = now
+            self._slots["extract", "cpu"] = self._num_decoders()
         for (stage, device), number in self._slots.items():
             told.slots.set(number, self._run | {"stage": stage, "device": device})
         for task, counts in self._backlog.items():
@@ -132,6 +147,41 @@ def tell_training(run: str, task: str, loss: float, crops_per_s: float, wait_sha
     told.train_crops_per_s.set(crops_per_s, tags)
     told.train_wait_share.set(wait_share, tags)
     told.train_epoch.set(num_epochs, tags)
+
+
+def begin_preparing() -> None:
+    """Make the counters of `prepare` known, before anything is counted."""
+    told = metrics()
+    for state in (CROPS, NO_CROP, *quarantine_reasons()):
+        told.prepare_videos.inc(_NEXT_TO_NOTHING, {"state": state})
+    told.prepare_crops.inc(_NEXT_TO_NOTHING)
+    told.prepare_read_bytes.inc(_NEXT_TO_NOTHING)
+
+
+def tell_prepared(rows: pa.Table) -> None:
+    """Rows of the encoding stage, one a crop or one for a video without: ``face``, ``reason``, ``fetched_bytes``."""
+    told = metrics()
+    videos = rows.filter(pc.fill_null(pc.equal(rows["face"], 0), True))  # the first row of each
+    states = pc.coalesce(videos["reason"], pc.if_else(pc.is_null(videos["face"]), NO_CROP, CROPS))
+    for item in pc.value_counts(states).to_pylist():
+        _add(told.prepare_videos, item["counts"], {"state": item["values"]})
+    _add(told.prepare_crops, rows.num_rows - rows["face"].null_count)
+    _add(told.prepare_read_bytes, _total(videos["fetched_bytes"]))
+
+
+def begin_ingesting(states: Iterable[str]) -> None:
+    """Make the counters of `ingest` known, before anything is counted."""
+    told = metrics()
+    for state in states:
+        told.ingest_addresses.inc(_NEXT_TO_NOTHING, {"state": state})
+    told.ingest_bytes.inc(_NEXT_TO_NOTHING)
+
+
+def tell_ingested(state: str, num_bytes: int) -> None:
+    """An address has ended: ``fetched`` with so many bytes, or with the reason why not."""
+    told = metrics()
+    told.ingest_addresses.inc(1, {"state": state})
+    _add(told.ingest_bytes, num_bytes)
 
 
 def _add(counter: Counter, value: float, tags: dict[str, str] | None = None) -> None:

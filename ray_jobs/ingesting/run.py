@@ -31,11 +31,13 @@ from ray_jobs.ingesting.sources import Addresses, read_addresses
 from ray_jobs.ingesting.state import FETCHED, SCHEMA, TABLE, Known, read_state, row_of
 from ray_jobs.interrupts import Interrupts
 from ray_jobs.labels.rules import LabelRules
+from ray_jobs.telemetry import begin_ingesting, tell_ingested
 
 COMMIT_ROWS = 1000
 COMMIT_S = 10.0
 THREADS = 16  # requests that one fetching process has under way
 NUM_HOSTS = 10
+FETCHER_DIED = "fetcher_died"
 LOOK_S = 0.5  # a signal waits this long at most
 
 
@@ -115,6 +117,7 @@ class _Run:
         ):
             self._store = store.with_epoch(self._lease.epoch)
             self._store.fence(TABLE, SCHEMA)
+            begin_ingesting([FETCHED, FETCHER_DIED, *(kind.reason for kind in FetchFailure.__subclasses__())])
             fetchers = self._fetchers(cluster.num_cpus_now)
             for url in urls:
                 self._add(Job(url, url))
@@ -223,6 +226,7 @@ class _Run:
         self._rows.append(row)
         self._ended[job.url] = Known(*(row[name] for name in ("state", "retryable", "detail", "uri", "sha256")))
         self._counts[row["state"]] += 1
+        tell_ingested(row["state"], row["size_bytes"] or 0)
         if isinstance(answer, Stored):
             self._num_bytes += answer.size_bytes
             self._num_resumed += answer.resumed_at > 0
@@ -269,7 +273,7 @@ def _answer(reference: ray.ObjectRef[Answer]) -> Answer:
     try:
         answer: Answer = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return Failed("fetcher_died", " ".join(str(error).split())[:300], retryable=True)
+        return Failed(FETCHER_DIED, " ".join(str(error).split())[:300], retryable=True)
     return answer
 
 

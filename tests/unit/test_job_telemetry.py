@@ -1,6 +1,7 @@
-"""What a scoring run tells: counts, seconds, lag and cost, from the rows that its driver sees."""
+"""What jobs tell: counts, seconds, lag and cost, from the rows that their drivers see."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import ray_jobs.telemetry as telemetry
 from infra.settings import PriceSettings
 from ray_jobs.score_table import quarantine_reasons
 from ray_jobs.sizing import Resources
-from ray_jobs.telemetry import ScoreTelemetry
+from ray_jobs.telemetry import ScoreTelemetry, begin_ingesting, begin_preparing, tell_ingested, tell_prepared
 
 Told = dict[tuple[str, ...], float]
 
@@ -52,9 +53,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
-def run_of(num_due: int = 4, prices: PriceSettings | None = None, **resources: float) -> ScoreTelemetry:
+def run_of(
+    num_due: int = 4, prices: PriceSettings | None = None, decoders: Callable[[], int] = lambda: 10, **resources: float
+) -> ScoreTelemetry:
     plan = SimpleNamespace(num_due=num_due, counts={"fs2k": {"new": 3, "stale_scorer": 1, "done": 6}})
-    return ScoreTelemetry("run-1", plan, Resources.model_validate(resources), 10, prices or PriceSettings())
+    return ScoreTelemetry("run-1", plan, Resources.model_validate(resources), decoders, prices or PriceSettings())
 
 
 def rows(*reasons: str | None, num_faces: int = 1) -> pa.Table:
@@ -103,6 +106,15 @@ def test_gauges_say_the_queue_and_the_plan(told: dict[str, Told], clock: Clock) 
     assert told["uncommitted"] == {("run-1",): 2}
 
 
+def test_slots_follow_nodes_that_come_and_go(told: dict[str, Told], clock: Clock) -> None:
+    offered = [1, 32, 16]
+    run = run_of(decoders=lambda: offered.pop(0))
+    for after_s, number in [(0, 1), (9, 1), (1, 32), (10, 16)]:
+        clock.now += after_s
+        run.tick(0)
+        assert told["slots"]["run-1", "extract", "cpu"] == number
+
+
 def test_lag_is_the_age_of_the_oldest_row_that_is_not_committed(told: dict[str, Told], clock: Clock) -> None:
     run = run_of()
     lag = told["commit_lag_s"]
@@ -137,3 +149,40 @@ def test_without_prices_nothing_costs(told: dict[str, Told], clock: Clock) -> No
     clock.now += 3600
     run.tick(1)
     assert told["cost"] == {}
+
+
+def test_every_prepared_video_is_counted_once_by_what_came_out(told: dict[str, Told]) -> None:
+    begin_preparing()
+    assert {(state,) for state in (*quarantine_reasons(), "crops", "no_crop")} == set(told["prepare_videos"])
+    assert sum(told["prepare_videos"].values()) < 1e-6
+    rows = [  # two crops, one, none, and two that failed
+        (0, None, 500),
+        (1, None, 500),
+        (0, None, 70),
+        (None, None, 8),
+        (None, "corrupt", None),
+        (None, "not_found", None),
+    ]
+    faces, reasons, sizes = zip(*rows, strict=True)
+    tell_prepared(
+        pa.table(
+            {
+                "face": pa.array(faces, pa.int32()),
+                "reason": pa.array(reasons, pa.string()),
+                "fetched_bytes": pa.array(sizes, pa.int64()),
+            }
+        )
+    )
+    counted = {state: round(value) for (state,), value in told["prepare_videos"].items() if value > 0.5}
+    assert counted == {"crops": 2, "no_crop": 1, "corrupt": 1, "not_found": 1}
+    assert told["prepare_crops"][()] == pytest.approx(3)
+    assert told["prepare_read_bytes"][()] == pytest.approx(578)
+
+
+def test_every_address_is_counted_by_how_it_ended(told: dict[str, Told]) -> None:
+    begin_ingesting(["fetched", "deleted"])
+    tell_ingested("fetched", 1000)
+    tell_ingested("fetched", 0)
+    tell_ingested("deleted", 0)
+    assert told["ingest_addresses"] == pytest.approx({("fetched",): 2, ("deleted",): 1})
+    assert told["ingest_bytes"][()] == pytest.approx(1000)
