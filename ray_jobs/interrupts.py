@@ -13,10 +13,14 @@ class Interrupts:
     """Remembers the first SIGINT or SIGTERM while it is entered; a second one ends the process at once.
 
     Outside of the main thread, where Python lets no one handle signals, it never sees any.
+
+    Args:
+        then: what comes of the first signal, said when it comes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, then: str = "stopping with the next commit") -> None:
         self.received: signal.Signals | None = None
+        self._then = then
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -34,7 +38,7 @@ class Interrupts:
         if self.received is not None:
             os._exit(128 + number)
         self.received = signal.Signals(number)
-        os.write(2, f"{self.received.name}: stopping with the next commit; once more ends at once\n".encode())
+        os.write(2, f"{self.received.name}: {self._then}; once more ends at once\n".encode())
 
 
 class Stoppable:

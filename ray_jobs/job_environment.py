@@ -8,6 +8,8 @@ from infra.settings import ENV_DELIMITER, ENV_PREFIX
 
 # Names the variables that the job takes from its node's: NAME=NODES_NAME, …
 REFERENCES = f"{ENV_PREFIX}REFERENCES"
+# Seconds from `ray job stop`, which sends SIGTERM, to SIGKILL; read by Ray. Its default is too short for a commit.
+STOP_WAIT, STOP_WAIT_S, RAYS_STOP_WAIT_S = "RAY_JOB_STOP_WAIT_TIME_S", 120, 3
 # Set by Ray for the process of a submitted job.
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 

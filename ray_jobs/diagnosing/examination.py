@@ -1,6 +1,7 @@
 """The doctor's round: this machine, the cluster, the stores; then the report."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from ray_jobs.diagnosing.judging import (
     judge_python,
     judge_reach,
     judge_shm,
+    judge_stop,
     read_pins,
 )
 from ray_jobs.diagnosing.node import address_of, gather, is_free
@@ -33,6 +35,7 @@ from ray_jobs.diagnosing.stores import (
     check_objects,
     check_server_clock,
 )
+from ray_jobs.job_environment import STOP_WAIT, is_submitted
 
 LOCK = Path("requirements.lock")
 PORTS = {8000: "the service", 8265: "Ray's dashboard", 6379: "Ray's head", 5000: "an MLflow server"}
@@ -63,6 +66,8 @@ def examine(what: Examination, settings: Settings) -> list[Finding]:
         judge_nvdec(own.gpus),
         *judge_reach(own),
     ]
+    if is_submitted():
+        findings.append(judge_stop(os.environ.get(STOP_WAIT)))
     if what.address is not None:
         findings += guarded("job api", "see docs/cluster.md about address and token", lambda: _job_api(what.address))
     if named_address(settings.cluster):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ray_jobs.diagnosing.findings import Finding, fail, ok, warn
 from ray_jobs.diagnosing.node import Disk, Gpus, NodeFacts
+from ray_jobs.job_environment import RAYS_STOP_WAIT_S, STOP_WAIT, STOP_WAIT_S
 
 GIB = 1 << 30
 PYTHON = (3, 11)
@@ -19,6 +20,7 @@ MAX_SKEW_S, SKEW_WARN_S = 30.0, 2.0
 SERVER_CLOCK_STEP_S = 1.0
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
 SHOWN = 4
+MIN_STOP_WAIT_S = 30  # a commit of a table with a long log takes seconds, and a store that is busy more
 
 
 def read_pins(lock: str) -> dict[str, str]:
@@ -170,6 +172,16 @@ def judge_clock(name: str, offset_s: float, uncertainty_s: float) -> Finding:
     if certain_s > SKEW_WARN_S:
         return warn("clock", text, fix)
     return ok("clock", text)
+
+
+def judge_stop(wait: str | None) -> Finding:
+    """What a job's environment says of the time between `ray job stop` and the end, in whole seconds."""
+    fix = f'give env_vars {STOP_WAIT}: "{STOP_WAIT_S}" in the runtime environment (infra/runtime_env.yaml does)'
+    if wait is not None and not wait.isdigit():
+        return fail("stop", f"{STOP_WAIT} is {wait!r}: Ray takes whole seconds only", fix)
+    wait_s = RAYS_STOP_WAIT_S if wait is None else int(wait)
+    text = f"ray job stop kills after {wait_s} s"
+    return ok("stop", text) if wait_s >= MIN_STOP_WAIT_S else warn("stop", f"{text}: too few for a last commit", fix)
 
 
 def judge_ports(free: Mapping[int, bool], uses: Mapping[int, str]) -> list[Finding]:

@@ -9,7 +9,7 @@ import yaml
 
 from infra.errors import UserError
 from infra.settings import ENV_DELIMITER, ENV_PREFIX, secret_fields
-from ray_jobs.job_environment import REFERENCES
+from ray_jobs.job_environment import REFERENCES, STOP_WAIT, STOP_WAIT_S
 
 # A variable's name that stands for a secret, whoever reads it: AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_PASSWORD, …
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE_KEY|API_KEY|ACCESS_KEY(?!_ID)")
@@ -39,9 +39,10 @@ def read_runtime_env(path: Path) -> dict[str, Any]:
         raise UserError(f"--runtime-env {path}: give a mapping with env_vars, as in infra/runtime_env.yaml")
     variables = found.get("env_vars") or {}
     for name, value in variables.items():
+        where = f"--runtime-env {path}: env_vars.{name}"
+        _refuse_plain_secret(where, str(name), str(value))
         if not isinstance(value, str):
-            raise UserError(f"--runtime-env {path}: env_vars.{name}: Ray takes text only; put {value!r} into quotes")
-        _refuse_plain_secret(f"--runtime-env {path}: env_vars.{name}", name, value)
+            raise UserError(f"{where}: Ray takes text only; put {value!r} into quotes")
     if "working_dir" in found:
         raise UserError(f"--runtime-env {path}: working_dir is --working-dir's")
     return found
@@ -52,14 +53,16 @@ def with_variables(
 ) -> tuple[dict[str, Any], bool]:
     """The environment with ``NAME=VALUE`` and references added, and whether that changed anything.
 
-    A reference is ``NAME`` or ``NAME=NODES_NAME``: on each node the variable becomes what ``NODES_NAME`` is there. The
-    job is told what must not be empty, so that a missing secret ends it in its first second (`check_references`).
+    Where it does not say how long a job that is stopped may take, it does afterwards. A reference is ``NAME`` or
+    ``NAME=NODES_NAME``: on each node the variable becomes what ``NODES_NAME`` is there. The job is told what must not
+    be empty, so that a missing secret ends it in its first second (`check_references`).
 
     Raises:
         UserError: An item is none, or gives a secret's value.
     """
-    variables = dict(runtime_env.get("env_vars") or {})
-    before = dict(variables)
+    before = dict(runtime_env.get("env_vars") or {})
+    variables = {STOP_WAIT: str(STOP_WAIT_S), **before}
+    secrets = {name for name in variables if is_secret(name)}
     for item in plain:
         name, separator, value = item.partition("=")
         if not separator or not name:
@@ -74,11 +77,12 @@ def with_variables(
                 f"--secret {name}: give NAME, or NAME=VARIABLE_OF_THE_NODES, in capitals; never the secret itself"
             )
         variables[name] = f"${{{source}}}"
+        secrets.add(name)
     needed = [
         f"{name}={source}"
         for name, value in variables.items()
         for source in REFERENCE.findall(value)
-        if is_secret(name)
+        if name in secrets
     ]
     if needed:
         variables[REFERENCES] = ",".join(needed)

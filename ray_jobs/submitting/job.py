@@ -70,11 +70,21 @@ def exit_code_of(status: str, driver_exit_code: int | None, *, stopped_by: int =
 
 
 class Follower:
-    """Prints a job's log as it grows until the job has ended; Ctrl-C stops the job, a second one leaves it."""
+    """Prints a job's log as it grows until the job has ended; Ctrl-C stops the job, a second one leaves it.
 
-    def __init__(self, client: Any, submission_id: str, *, reconnect_s: float = RECONNECT_S) -> None:
+    Args:
+        client: of the cluster's job API.
+        submission_id: the job's.
+        stop: stop it first, as a Ctrl-C from before would have it.
+        reconnect_s: seconds between looks once a connection has ended.
+    """
+
+    def __init__(
+        self, client: Any, submission_id: str, *, stop: bool = False, reconnect_s: float = RECONNECT_S
+    ) -> None:
         self._client = client
         self._id = submission_id
+        self._stop_first = stop
         self._reconnect_s = reconnect_s
         self._num_printed = 0  # characters: a new connection begins again with the first
         self._interrupted = False
@@ -93,11 +103,12 @@ class Follower:
     async def _follow(self) -> int:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        if self._stop_first:
+            self._interrupt()
         try:
-            await self._until_ended()
+            info = await self._until_ended()
         finally:
             loop.remove_signal_handler(signal.SIGINT)
-        info = await asyncio.to_thread(self._client.get_job_info, self._id)
         status = str(info.status.value)
         if status == "FAILED" and info.driver_exit_code is None:  # else the log has said it
             print(f"job {self._id} did not run: {info.message}", file=sys.stderr)
@@ -106,7 +117,7 @@ class Follower:
             status, info.driver_exit_code, stopped_by=signal.SIGINT if self._interrupted else signal.SIGTERM
         )
 
-    async def _until_ended(self) -> None:
+    async def _until_ended(self) -> Any:
         import aiohttp
 
         num_silent = 0
@@ -118,13 +129,13 @@ class Follower:
             except (RuntimeError, OSError, aiohttp.ClientError) as error:
                 lost = error
             try:
-                status = await asyncio.to_thread(self._client.get_job_status, self._id)
+                info = await asyncio.to_thread(self._client.get_job_info, self._id)
             except (RuntimeError, OSError) as error:
-                lost, status = error, None
-            if status is not None and status.value in ENDED:
+                lost, info = error, None
+            if info is not None and info.status.value in ENDED:
                 with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
                     await self._print_log()  # what came after the connection ended
-                return
+                return info
             num_silent = 0 if self._num_printed > printed_before else num_silent + (lost is not None)
             if num_silent > MAX_SILENT_RECONNECTS:
                 raise UserError(
@@ -147,4 +158,11 @@ class Follower:
             raise KeyboardInterrupt
         self._interrupted = True
         print(f"stopping job {self._id}; once more leaves it to itself", file=sys.stderr)
-        self._stopping = asyncio.get_running_loop().run_in_executor(None, self._client.stop_job, self._id)
+        self._stopping = asyncio.get_running_loop().create_task(self._stop())
+
+    async def _stop(self) -> None:
+        try:
+            await asyncio.to_thread(self._client.stop_job, self._id)
+        except (RuntimeError, OSError) as error:
+            self._interrupted = False
+            print(f"job {self._id} was not told to stop ({error}); Ctrl-C tries again", file=sys.stderr)

@@ -13,7 +13,9 @@ from typing import Any
 from typer.core import TyperGroup
 
 from infra.errors import RunStopped, UserError
+from infra.settings import DEFAULT_CONFIG
 from infra.storage import OTHER_SCHEME, is_s3
+from ray_jobs.interrupts import Interrupts
 from ray_jobs.submitting.environment import read_runtime_env, with_variables
 from ray_jobs.submitting.job import SUBMIT_TIMEOUT_S, Follower, check_version, connect_to_jobs
 from ray_jobs.submitting.upload import check_no_secrets, check_upload, measure_upload
@@ -47,11 +49,12 @@ def run_submission(submission: Submission) -> None:
         UserError: Something is wrong that would show on the cluster only minutes later; nothing was submitted.
         RunStopped: The job ended with another exit code than 0, which is this one's too.
     """
-    check_verb(submission.verb)
+    config = check_verb(submission.verb)
     upload = measure_upload(submission.working_dir)
     print(f"upload: {upload}", file=sys.stderr)
     check_upload(upload, submission.max_upload_bytes)
-    check_no_secrets(submission.working_dir, upload)
+    for name in dict.fromkeys((str(DEFAULT_CONFIG), *([config] if config else []))):
+        check_no_secrets(submission.working_dir, upload, name)
     command = submit_command(submission, f"{submission.verb[0]}-{datetime.now(UTC):%Y%m%dT%H%M%S}")
     if submission.dry_run:
         print(shlex.join(command))
@@ -62,11 +65,12 @@ def run_submission(submission: Submission) -> None:
         print(f"note: {note}", file=sys.stderr)
     print(shlex.join(command), file=sys.stderr)
     submission_id = command[command.index("--submission-id") + 1]
-    _hand_in(command)
+    with Interrupts("stopping the job as soon as it is handed in") as interrupts:
+        _hand_in(command, submission_id)
     print(f"ray job logs --follow {submission_id}", file=sys.stderr)
-    if not submission.wait:
+    if not submission.wait and interrupts.received is None:
         return
-    code = Follower(client, submission_id).follow()
+    code = Follower(client, submission_id, stop=interrupts.received is not None).follow()
     if code:
         raise RunStopped(f"job {submission_id} ended with exit code {code}", code)
 
@@ -89,8 +93,8 @@ def submit_command(submission: Submission, submission_id: str) -> list[str]:
     return [*command, "--", "python", "-m", "ray_jobs", *submission.verb]
 
 
-def check_verb(arguments: tuple[str, ...]) -> None:
-    """Parse the verb's options here, where a mistake costs nothing.
+def check_verb(arguments: tuple[str, ...]) -> str | None:
+    """Parse the verb's options here, where a mistake costs nothing; the settings file that they name, if any.
 
     Raises:
         UserError: No such verb, one that is not for clusters, or a relative path for what is to be kept.
@@ -115,6 +119,8 @@ def check_verb(arguments: tuple[str, ...]) -> None:
                 f"--{name} {value}: relative to the job's copy of this folder, which goes away with the job: give "
                 "s3://bucket/prefix, or an absolute path that all nodes share"
             )
+    config: str | None = context.params.get("config")
+    return config
 
 
 def is_relative(uri: str) -> bool:
@@ -122,7 +128,7 @@ def is_relative(uri: str) -> bool:
     return not is_s3(uri) and OTHER_SCHEME.match(uri) is None and not uri.startswith(("file://", "/"))
 
 
-def _hand_in(command: list[str]) -> None:
+def _hand_in(command: list[str], submission_id: str) -> None:
     """Run the command; its output is shown where it fails.
 
     Raises:
@@ -142,7 +148,8 @@ def _hand_in(command: list[str]) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"ray job submit did not come back within {SUBMIT_TIMEOUT_S} s; is the cluster busy?"
+            f"ray job submit did not come back within {SUBMIT_TIMEOUT_S} s; whether the job is there all the same "
+            f"says: ray job status {submission_id}"
         ) from error
     if done.returncode:
         tail = " ".join(done.stdout.strip().splitlines()[-3:])

@@ -1,6 +1,7 @@
 """What a job's upload holds: its size, and what must not be in it."""
 
 import logging
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 
 from infra.errors import UserError
 from infra.settings import DEFAULT_CONFIG, secret_fields
+from ray_jobs.submitting.environment import PASSWORD_IN_ADDRESS
 
 MIB = 1 << 20
 NUM_SHOWN = 5
@@ -85,27 +87,28 @@ def check_upload(upload: Upload, max_bytes: int) -> None:
         )
 
 
-def check_no_secrets(folder: Path, upload: Upload) -> None:
+def check_no_secrets(folder: Path, upload: Upload, name: str = str(DEFAULT_CONFIG)) -> None:
     """Refuse to upload a settings file with secrets: whoever may read the cluster's packages would read them.
 
     Raises:
         UserError: Names file and keys, not values.
     """
-    name = DEFAULT_CONFIG.name
-    if name not in upload.sizes:
+    path = folder / name
+    if os.path.relpath(path, folder) not in upload.sizes:
         return
     try:
-        values = yaml.safe_load((folder / name).read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{folder / name}: no YAML: {' '.join(str(error).split())}") from error
-    sections = values if isinstance(values, dict) else {}
+        raise UserError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    secret = set(secret_fields())
     found = [
         f"{section}.{key}"
-        for section, key in secret_fields()
-        if isinstance(sections.get(section), dict) and sections[section].get(key)
+        for section, fields in (values.items() if isinstance(values, dict) else ())
+        for key, value in (fields.items() if isinstance(fields, dict) else ())
+        if (value and (section, key) in secret) or PASSWORD_IN_ADDRESS.search(str(value))
     ]
     if found:
         raise UserError(
-            f"{folder / name} holds {' and '.join(found)}, and would travel with the job: take them out, and give them "
+            f"{path} holds {' and '.join(found)}, and would travel with the job: take them out, and give them "
             "by reference (--secret)"
         )

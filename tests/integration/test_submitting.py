@@ -101,7 +101,7 @@ def test_a_gpu_recipe_without_gpus_is_refused_with_what_was_asked(cluster: Clust
 
 
 @pytest.mark.ray
-def test_a_stopped_job_commits_and_says_how_to_go_on(cluster: Cluster) -> None:
+def test_a_job_that_ray_job_stop_ends_commits_and_says_how_to_go_on(cluster: Cluster) -> None:
     folder = cluster.folder
     drawn = draw_catalog(folder / "drawn", 4, 2, 4, 0)
     with Path(drawn.catalog).open() as file:
@@ -128,11 +128,12 @@ def test_a_stopped_job_commits_and_says_how_to_go_on(cluster: Cluster) -> None:
     for line in child.stdout:
         seen.append(line)
         if re.match(r"score [1-9]\d*/3000", line):  # rows have arrived
-            child.send_signal(signal.SIGINT)
             break
+    stop = [sys.executable, "-m", "ray.scripts.scripts", "job", "stop", "--address", cluster.head.dashboard]
+    subprocess.run([*stop, "to-be-stopped"], env=os.environ | cluster.head.env, check=True, timeout=TIMEOUT_S)
     rest, _ = child.communicate(timeout=TIMEOUT_S)
     log = "".join(seen) + rest
-    assert child.returncode == 128 + signal.SIGINT, log
+    assert child.returncode == 128 + signal.SIGTERM, log
     told = re.search(
         r"stopped: run (\S+): stopped by SIGTERM\. (\d+) of 3000 due videos are committed; go on with: (.*)", log
     )
@@ -150,6 +151,15 @@ def test_a_stopped_job_commits_and_says_how_to_go_on(cluster: Cluster) -> None:
     assert record["state"] == "stopped"
     lease = json.loads(max((tables / "_leases").glob("*.json")).read_text())
     assert lease["released"]
+    done = subprocess.run(  # what is not committed is due again: nothing lost, nothing twice
+        [sys.executable, "-m", "ray_jobs", "plan", *verb[1:], "--json"],
+        cwd=ROOT,
+        env=os.environ | {"FACEREEL_TRACKING__URI": cluster.head.env["FACEREEL_TRACKING__URI"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["num_due"] == 3000 - len(ids)
 
 
 @pytest.mark.ray

@@ -32,6 +32,7 @@ from ray_jobs.diagnosing.judging import (
     judge_python,
     judge_reach,
     judge_shm,
+    judge_stop,
     judge_token,
     judge_versions,
     read_pins,
@@ -184,6 +185,11 @@ def test_ports_and_reach() -> None:
     assert address_of("https://s3.example.com/x") == "s3.example.com:443"
     assert address_of("http://mlflow:5000") == "mlflow:5000"
     assert address_of("sqlite:///mlflow.db") is None
+
+
+@pytest.mark.parametrize(("wait", "level"), [("120", "ok"), (None, "warn"), ("10", "warn"), ("2m", "fail")])
+def test_time_between_stop_and_kill(wait: str | None, level: str) -> None:
+    assert judge_stop(wait).level == level
 
 
 def test_a_dashboard_without_a_token() -> None:

@@ -13,11 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from infra.errors import UserError
-from ray_jobs.job_environment import JOB_CONFIG, REFERENCES, check_references, refuse_fleeting_tracking
+from infra.errors import RunStopped, UserError
+from ray_jobs.job_environment import JOB_CONFIG, REFERENCES, STOP_WAIT, check_references, refuse_fleeting_tracking
+from ray_jobs.submitting import submission
 from ray_jobs.submitting.environment import is_secret, read_runtime_env, with_variables
 from ray_jobs.submitting.job import Follower, connect_to_jobs, exit_code_of, version_difference
-from ray_jobs.submitting.submission import Submission, check_verb, submit_command
+from ray_jobs.submitting.submission import Submission, check_verb, run_submission, submit_command
 from ray_jobs.submitting.upload import check_no_secrets, check_upload, measure_upload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +83,10 @@ def test_settings_with_a_secret_do_not_travel(project: Path) -> None:
     with pytest.raises(UserError, match=r"storage\.secret_access_key.*--secret") as refused:
         check_no_secrets(project, measure_upload(project))
     assert "hush" not in str(refused.value)
+    settings.write_text("tracking:\n  uri: https://me:hush@mlflow.example.com\n")
+    with pytest.raises(UserError, match=r"tracking\.uri") as refused:
+        check_no_secrets(project, measure_upload(project))
+    assert "hush" not in str(refused.value)
     (project / ".rayignore").write_text("/runs/\nfacereel.yaml\n")
     check_no_secrets(project, measure_upload(project))
 
@@ -116,8 +121,19 @@ def test_secrets_are_given_by_reference() -> None:
         "AWS_SECRET_ACCESS_KEY": "${TEAM_KEY}",
         "MLFLOW_TRACKING_PASSWORD": "${MLFLOW_TRACKING_PASSWORD}",
         REFERENCES: "AWS_SECRET_ACCESS_KEY=TEAM_KEY,MLFLOW_TRACKING_PASSWORD=MLFLOW_TRACKING_PASSWORD",
+        STOP_WAIT: "120",
     }
-    assert with_variables({"env_vars": {"A": "1"}}, [], []) == ({"env_vars": {"A": "1"}}, False)
+
+
+def test_whatever_is_given_by_reference_must_be_there() -> None:
+    environment, _ = with_variables({}, [], ["FACEREEL_STORAGE__ACCESS_KEY_ID=TEAM_KEY"])
+    assert environment["env_vars"][REFERENCES] == "FACEREEL_STORAGE__ACCESS_KEY_ID=TEAM_KEY"
+
+
+def test_a_job_has_time_for_its_last_commit_whoever_wrote_its_environment() -> None:
+    assert with_variables({}, [], []) == ({"env_vars": {STOP_WAIT: "120"}}, True)
+    given = {"env_vars": {STOP_WAIT: "600"}}
+    assert with_variables(given, [], []) == (given, False)
 
 
 @pytest.mark.parametrize(
@@ -142,14 +158,18 @@ def test_the_runtime_environments_file(tmp_path: Path) -> None:
     for text, words in [
         ("env_vars: {AWS_SECRET_ACCESS_KEY: hush}", "a secret does not belong"),
         ("env_vars: {A: 1}", "Ray takes text only"),
+        ("env_vars: {SERVICE_PASSWORD: 47114711}", "a secret does not belong"),
+        ("env_vars: {1: 2}", "Ray takes text only"),
         ("[a]", "give a mapping"),
         ("a: [", "cannot be read"),
         ("working_dir: .", "--working-dir"),
     ]:
         path = tmp_path / "env.yaml"
         path.write_text(text)
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=words) as refused:
             read_runtime_env(path)
+        assert "hush" not in str(refused.value)
+        assert "4711" not in str(refused.value)
 
 
 def test_references_of_the_file_are_checked_too(tmp_path: Path) -> None:
@@ -271,11 +291,8 @@ class FakeJobs:
                 raise item
             yield item
 
-    def get_job_status(self, job_id: str) -> SimpleNamespace:
-        return SimpleNamespace(value="RUNNING" if len(self._attempts) > 1 else self._status)
-
     def get_job_info(self, job_id: str) -> SimpleNamespace:
-        status = SimpleNamespace(value=self._status)
+        status = SimpleNamespace(value="RUNNING" if len(self._attempts) > 1 else self._status)
         return SimpleNamespace(status=status, driver_exit_code=self._code, message="no such environment")
 
 
@@ -309,6 +326,66 @@ def test_ctrl_c_stops_the_job_and_a_second_one_leaves_it(capsys: pytest.CaptureF
         Follower(jobs, "job", reconnect_s=0).follow()
     assert jobs.num_stops == 1
     assert "stopping job job; once more" in capsys.readouterr().err
+
+
+class Stoppable(FakeJobs):
+    """A job that runs until it is told to stop; the first tellings may be lost on their way."""
+
+    def __init__(self, num_lost: int = 0, num_interrupts: int = 0) -> None:
+        super().__init__([[]], "RUNNING", None)
+        self._num_lost, self._num_interrupts = num_lost, num_interrupts
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        if self._num_interrupts:
+            self._num_interrupts -= 1
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.05)
+        yield "at work\n"
+
+    def stop_job(self, job_id: str) -> bool:
+        if self._num_lost:
+            self._num_lost -= 1
+            raise RuntimeError("Failed to connect")
+        self._status = "STOPPED"
+        return True
+
+
+def test_ctrl_c_ends_with_the_jobs_end(capsys: pytest.CaptureFixture[str]) -> None:
+    assert Follower(Stoppable(num_interrupts=1), "job", reconnect_s=0).follow() == 130
+    assert "job job: stopped" in capsys.readouterr().err
+
+
+def test_a_stop_that_did_not_arrive_is_said_and_can_be_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert Follower(Stoppable(num_lost=1, num_interrupts=2), "job", reconnect_s=0.05).follow() == 130
+    assert "was not told to stop (Failed to connect); Ctrl-C tries again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_ctrl_c_while_the_job_is_handed_in_stops_it(
+    wait: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def hand_in(command: list[str], **_: object) -> SimpleNamespace:
+        os.kill(os.getpid(), signal.SIGINT)
+        return SimpleNamespace(returncode=0, stdout="")
+
+    jobs = Stoppable()
+    monkeypatch.setattr(submission, "connect_to_jobs", lambda address: jobs)
+    monkeypatch.setattr(submission.subprocess, "run", hand_in)
+    with pytest.raises(RunStopped) as stopped:
+        run_submission(Submission(("status", "--tables", "s3://b/t"), working_dir=ROOT, wait=wait))
+    assert stopped.value.exit_code == 130
+    assert "stopping the job as soon as it is handed in" in capfd.readouterr().err
+
+
+def test_settings_named_by_the_verb_are_looked_at_too(project: Path) -> None:
+    (project / "infra").mkdir()
+    (project / "infra" / "runtime_env.yaml").write_text("env_vars: {}\n")
+    (project / "team.yaml").write_text("storage:\n  access_key_id: me\n  secret_access_key: hush\n")
+    verb = ("status", "--tables", "s3://b/t", "--config", "./team.yaml")
+    with pytest.raises(UserError, match=r"team\.yaml holds storage\.secret_access_key"):
+        run_submission(Submission(verb, working_dir=project, dry_run=True))
+    (project / ".rayignore").write_text("/runs/\nteam.yaml\n")
+    run_submission(Submission(verb, working_dir=project, dry_run=True))
 
 
 def test_a_job_that_never_ran_says_why(capsys: pytest.CaptureFixture[str]) -> None:
