@@ -51,12 +51,15 @@ def examine(
     cluster = connect(settings.cluster)
     findings = []
     visits = []
-    for node in ray.nodes():
-        if not node["Alive"]:
-            continue
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    until_s = time.monotonic() + NODE_TIMEOUT_S
+    # All at once: a large cluster would take as many times as long.
+    gathering = [ray.remote(gather).options(**_there(node)).remote(pins, addresses) for node in nodes]
+    for node, reference in zip(nodes, gathering, strict=True):
         name = f"{node['NodeManagerHostname']} {node['NodeID'][:6]}"
         try:
-            visits.append(_visit(name, node, pins, addresses))
+            facts = ray.get(reference, timeout=max(0.0, until_s - time.monotonic()))
+            visits.append(_visit(name, node, facts))
         except GetTimeoutError:
             findings.append(
                 fail(
@@ -91,17 +94,19 @@ def examine(
     return findings
 
 
-def _visit(name: str, node: dict[str, Any], pins: dict[str, str], addresses: list[str]) -> Visit:
-    there = {
+def _there(node: dict[str, Any]) -> dict[str, Any]:
+    return {
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         "num_cpus": 0,  # also on a node that is busy, and on a head that offers none
         "max_retries": 0,
     }
-    facts = ray.get(ray.remote(gather).options(**there).remote(pins, addresses), timeout=NODE_TIMEOUT_S)
+
+
+def _visit(name: str, node: dict[str, Any], facts: NodeFacts) -> Visit:
     looks = []
     for _ in range(NUM_CLOCK_LOOKS):
         before = time.time()
-        now = ray.get(ray.remote(clock).options(**there).remote(), timeout=NODE_TIMEOUT_S)
+        now = ray.get(ray.remote(clock).options(**_there(node)).remote(), timeout=NODE_TIMEOUT_S)
         after = time.time()
         looks.append(((after - before) / 2, now - (before + after) / 2))
     uncertainty_s, offset_s = min(looks)  # the quickest answer knows best

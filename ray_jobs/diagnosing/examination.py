@@ -17,6 +17,7 @@ from ray_jobs.diagnosing.findings import Finding, exit_code, guarded, ok, warn
 from ray_jobs.diagnosing.judging import (
     judge_disks,
     judge_gpu,
+    judge_gpus_wanted,
     judge_nvdec,
     judge_packages,
     judge_ports,
@@ -82,8 +83,6 @@ def examine(what: Examination, settings: Settings) -> list[Finding]:
         findings.append(ok("cluster", "none named: this machine alone (submit doctor … looks at a cluster's nodes)"))
         findings += judge_ports({port: is_free(port) for port in PORTS}, PORTS)
         if what.gpu:
-            from ray_jobs.diagnosing.judging import judge_gpus_wanted
-
             findings.append(judge_gpus_wanted(len(own.gpus.names), wanted=True))
     findings += _stores(what, settings, endpoint)
     return findings

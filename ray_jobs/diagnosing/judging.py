@@ -101,7 +101,9 @@ def judge_gpu(gpus: Gpus, *, num_of_ray: float | None) -> Finding:
             )
         return ok("gpu", "none: videos are decoded and scored on CPUs")
     what = f"{number} × {gpus.names[0]}, driver {gpus.driver}"
-    if gpus.torch_cuda is None and not gpus.torch_error:
+    if gpus.torch_cuda is None and gpus.torch_error:
+        return fail("gpu", f"{what}; torch: {gpus.torch_error}", "run `python -m ray_jobs.diagnosing.gpu_probe` there")
+    if gpus.torch_cuda is None:
         return fail(
             "gpu", f"{what}; torch is a CPU build", "use the image with CUDA, or install from requirements.lock"
         )

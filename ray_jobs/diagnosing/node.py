@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import shutil
 import socket
 import subprocess
@@ -68,7 +67,10 @@ def gather(pins: dict[str, str], addresses: Sequence[str], *, with_gpus: bool = 
 
 
 def _disk(path: str) -> Disk:
-    usage = shutil.disk_usage(path)
+    there = Path(path).absolute()
+    while not there.exists():  # what Ray has still to make
+        there = there.parent
+    usage = shutil.disk_usage(there)
     return Disk(path, usage.free, usage.total)
 
 
@@ -134,8 +136,3 @@ def look_at_gpus() -> Gpus:
     except (OSError, subprocess.TimeoutExpired, IndexError, ValueError) as error:
         return Gpus(names, driver, torch_error=f"the probe did not answer: {error}")
     return Gpus(names, driver, found["cuda"], found["count"], found["error"], found.get("nvdec"))
-
-
-def system() -> str:
-    """Kernel and processor, for the head of the report."""
-    return f"{platform.system()} {platform.release()} {platform.machine()}"

@@ -39,7 +39,7 @@ def check_listing(storage: Storage, uri: str) -> Finding:
 
 
 def check_objects(storage: Storage, root: str) -> list[Finding]:
-    """Write, list, read a range, and put under a condition, below ``root``."""
+    """Write, list, read a range, put under a condition, and delete, below ``root``."""
     place = scratch(root)
     uri, data = join(place, "object"), bytes(range(256)) * 8
     try:
@@ -60,7 +60,12 @@ def check_objects(storage: Storage, root: str) -> list[Finding]:
             if part == data[300:310]
             else fail("storage read", f"bytes 300–310 came back as {part!r}", "a proxy drops the Range header")
         )
-        return [*findings, *check_conditional_put(storage, place)]
+        findings += check_conditional_put(storage, place)
+        try:
+            storage.delete(uri)
+        except AccessDenied as error:
+            return [*findings, fail("storage delete", f"{error}; {place} stays behind", f"{root}: {GRANTS}")]
+        return [*findings, ok("storage delete", "the object was removed")]
     finally:
         _remove(storage, place)
 

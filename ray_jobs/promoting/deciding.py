@@ -45,7 +45,7 @@ from ray_jobs.promoting.hardware import Cost, measure_cost
 from ray_jobs.promoting.record import PAGE, RECORD, Candidate, Decision, EvaluationSet
 from ray_jobs.promoting.shadow import Shadow, shadow_scores
 from ray_jobs.reports.decision import decision_page
-from ray_jobs.stages.pipeline import Resources
+from ray_jobs.sizing import Resources
 
 REFUSED = 3  # exit code
 

@@ -16,8 +16,6 @@ from ray_jobs.sizing import DECODE_CPUS, DECODE_MEMORY_BYTES, PREDICT_CPUS, PRED
 from ray_jobs.stages.extract import ExtractConfig, extract_stage
 from ray_jobs.stages.predict import CarriedScorer, PredictStage, ShippedScorer
 
-__all__ = ["Arrivals", "Resources", "arriving", "extracted", "scored"]
-
 
 def extracted(videos: ray.data.Dataset, config: ExtractConfig, resources: Resources) -> ray.data.Dataset:
     """Videos (``video_id, uri, etag, …``) to rows with crops: stages 1 and 2."""

@@ -19,7 +19,7 @@ from ray_jobs import scoring
 from ray_jobs.failure_guard import FailureLimits
 from ray_jobs.score_config import ScoreConfig
 from ray_jobs.scoring import run_score
-from ray_jobs.stages.pipeline import Resources
+from ray_jobs.sizing import Resources
 from ray_jobs.stages.sink import ScoreSink
 
 

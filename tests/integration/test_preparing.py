@@ -15,8 +15,8 @@ from infra.storage import Storage
 from ray_jobs.crops.dataset import DatasetManifest, DatasetRules, read_manifest
 from ray_jobs.preparing import PrepareConfig, run_prepare
 from ray_jobs.reviewing import ReviewConfig, run_review
+from ray_jobs.sizing import Resources
 from ray_jobs.splits import SplitBy
-from ray_jobs.stages.pipeline import Resources
 from tests.integration.conftest import FACE_POLICY, FRAME_POLICY, World
 
 pytestmark = pytest.mark.ray

@@ -18,8 +18,8 @@ from ray_jobs import planning, score_run, scoring
 from ray_jobs.score_config import ScoreConfig, plan_run, resolve_scorers
 from ray_jobs.score_table import QUARANTINE, score_table
 from ray_jobs.scoring import ScoreResult, run_score
+from ray_jobs.sizing import Resources
 from ray_jobs.stages.extract import ExtractConfig, Extractor, unpack_crops
-from ray_jobs.stages.pipeline import Resources
 from ray_jobs.stages.sink import ScoreSink
 from tests.integration.conftest import FACE_POLICY, FRAME_POLICY, World
 from tests.unit.scorers import small_network

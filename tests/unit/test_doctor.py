@@ -118,10 +118,13 @@ def test_shared_memory() -> None:
         (replace(H100, torch_cuda=None, torch_count=0), 1.0, "fail"),
         (replace(H100, torch_count=0), 1.0, "fail"),
         (replace(H100, torch_error="CUDA driver version is insufficient"), 1.0, "fail"),
+        (Gpus(("H100",), "580.1", torch_error="the probe did not answer"), 1.0, "fail"),
     ],
 )
 def test_gpus(gpus: Gpus, of_ray: float | None, level: str) -> None:
-    assert judge_gpu(gpus, num_of_ray=of_ray).level == level
+    found = judge_gpu(gpus, num_of_ray=of_ray)
+    assert found.level == level
+    assert "None" not in found.message + found.fix
 
 
 def test_nvdec() -> None:
@@ -204,10 +207,22 @@ def test_facts_of_this_machine() -> None:
     assert all(0 < disk.free_bytes < disk.total_bytes for disk in facts.disks)
 
 
+def test_a_folder_that_ray_has_still_to_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "not" / "yet"))
+    assert str(tmp_path / "not" / "yet") in [disk.path for disk in gather({}, [], with_gpus=False).disks]
+
+
 class Denying(Storage):
     """A bucket that may be read only."""
 
     def put(self, uri: str, data: bytes) -> ObjectStat:
+        raise AccessDenied(f"{uri}: access denied")
+
+
+class Keeping(Storage):
+    """A bucket that nothing may be deleted from."""
+
+    def delete(self, uri: str) -> None:
         raise AccessDenied(f"{uri}: access denied")
 
 
@@ -242,6 +257,7 @@ def test_objects_on_a_disk(tmp_path: Path) -> None:
         "storage list",
         "storage read",
         "storage conditional put",
+        "storage delete",
     ]
     assert list(tmp_path.iterdir()) == []
 
@@ -258,6 +274,12 @@ def test_objects_on_a_disk(tmp_path: Path) -> None:
 def test_stores_that_fail(tmp_path: Path, storage: Storage, name: str, level: str) -> None:
     assert levels(check_objects(storage, str(tmp_path)))[name] == level
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_deletes_nothing(tmp_path: Path) -> None:
+    (found,) = [item for item in check_objects(Keeping(), str(tmp_path)) if item.level != "ok"]
+    assert found.name == "storage delete"
+    assert "stays behind" in found.message
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from ray_jobs.estimating import extrapolate
-from ray_jobs.stages.pipeline import Resources
+from ray_jobs.sizing import Resources
 
 
 def pilot(extract_s: list[float], predict_s: list[float], fetched: list[int | None]) -> pa.Table:
