@@ -30,10 +30,10 @@ def start(settings: Settings, host: str, port: int, num_cpus: int | None = None)
             f"--host {host} is beyond loopback, where API keys are needed: make one (python -m serve keys add NAME) "
             "and name its file in FACEREEL_SERVING__API_KEYS"
         )
-    _check_free(host, port)
-    if settings.cluster.address:
+    if settings.cluster.address:  # its nodes listen, not this machine; perhaps they do already, and change the app
         ray.init(address=settings.cluster.address)
     else:
+        _check_free(host, port)
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # its own cluster listens on loopback alone
         ray.init(address="local", num_cpus=num_cpus or max(LEAST_CPUS, os.cpu_count() or 1))
     serve.start(http_options=HTTPOptions(host=host, port=port))

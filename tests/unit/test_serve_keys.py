@@ -92,3 +92,16 @@ def test_a_place_where_nothing_can_listen_is_said_before_anything_starts() -> No
             start(settings, "127.0.0.1", port)
     with pytest.raises(UserError, match=r"--host 0\.0\.0\.0 is beyond loopback"):
         start(settings, "0.0.0.0", port)
+
+
+def test_the_nodes_of_a_cluster_listen_and_not_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reached(Exception):
+        """The cluster was asked."""
+
+    def init(address: str) -> None:
+        raise Reached(address)
+
+    monkeypatch.setattr("ray.init", init)
+    settings = load_settings(os.devnull, cluster={"address": "head.example.com:6379"})
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(Reached, match=r"head\.example\.com"):
+        start(settings, "127.0.0.1", taken.getsockname()[1])
