@@ -8,18 +8,29 @@ import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from urllib.parse import unquote
 
 from mlflow.tracking import MlflowClient
 
 from infra.settings import TrackingSettings
 
+_CREDENTIALS = re.compile(r"^https?://([^/:]*):([^/]*)@")
+
 
 def tracking_client(settings: TrackingSettings) -> MlflowClient:
-    """A client for the tracking server and model registry of the settings; loading never unpickles."""
+    """A client for the tracking server and model registry of the settings; loading never unpickles.
+
+    A user and a password in the address go where MLflow looks for them, and out of the address: its errors quote it.
+    """
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creating initial MLflow database tables"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    return _client(absolute_uri(settings.uri))
+    uri = absolute_uri(settings.uri)
+    found = _CREDENTIALS.match(uri)
+    if found is not None:
+        os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = map(unquote, found.groups())
+        uri = without_credentials(uri)
+    return _client(uri)
 
 
 @cache

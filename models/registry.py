@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from infra.errors import UserError
-from infra.tracking import shown_uri, without_credentials
+from infra.tracking import shown_uri
 from models.scorer import CARD_FILE, MANIFEST_FILE, Scorer, load_scorer
 from models.tasks.base import task_names
 
@@ -206,6 +206,5 @@ def find_version(client: MlflowClient, reference: str, *, task: str) -> ModelVer
     except MlflowException as error:
         raise UserError(
             f"no scorer {uri} in the registry {shown_uri(client.tracking_uri)}: "
-            f"train one (`train --task {task}`), promote it, or give a directory "
-            f"({without_credentials(error.message)})"
+            f"train one (`train --task {task}`), promote it, or give a directory ({error.message})"
         ) from error

@@ -110,10 +110,13 @@ def is_free(port: int) -> bool:
 
 def address_of(url: str | None) -> str | None:
     """host:port of an http(s) address; None of anything else."""
-    parts = urlsplit(url or "")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url or "")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            return None
+        return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+    except ValueError:  # http://mlflow:port
         return None
-    return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
 def look_at_gpus() -> Gpus:

@@ -188,6 +188,7 @@ def test_ports_and_reach() -> None:
     assert address_of("https://s3.example.com/x") == "s3.example.com:443"
     assert address_of("http://mlflow:5000") == "mlflow:5000"
     assert address_of("sqlite:///mlflow.db") is None
+    assert address_of("http://mlflow:port") is None
 
 
 @pytest.mark.parametrize(("wait", "level"), [("120", "ok"), (None, "warn"), ("10", "warn"), ("2m", "fail")])

@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,18 +20,25 @@ from ray_jobs.preflight import answering_client
 from tests.ray_head import free_ports
 
 
+@pytest.fixture(autouse=True)
+def own_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ones in the address are put into the environment, and taken out again at the end."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
+
+
 def settings(port: int) -> TrackingSettings:
-    return TrackingSettings(uri=f"http://someone:hush@127.0.0.1:{port}")
+    return TrackingSettings(uri=f"http://someone:hu%40sh@127.0.0.1:{port}")
 
 
 @contextmanager
 def server(status: int, body: bytes = b"{}", **headers: str) -> Iterator[tuple[int, list[str]]]:
-    """A server that gives everybody the same answer; its port, and what it was asked."""
+    """A server that gives everybody the same answer; its port, and the credentials that it was given."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked.append(self.path)
+            asked.append(self.headers["Authorization"])
             self.rfile.read(int(self.headers.get("content-length") or 0))
             self.send_response(status)
             for name, value in headers.items():
@@ -57,7 +65,7 @@ def refusal(port: int) -> str:
         answering_client(settings(port))
     text = str(refused.value)
     assert text.startswith(f"tracking.uri http://127.0.0.1:{port}: ")
-    assert "hush" not in text
+    assert "sh@" not in text
     assert "the verb doctor" in text
     return text
 
@@ -94,6 +102,12 @@ def test_refused_credentials(status: int) -> None:
     assert "MLFLOW_TRACKING_PASSWORD" in text
 
 
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:port", "http://no-such-host.invalid"])
+def test_an_address_that_is_none(uri: str) -> None:
+    with pytest.raises(UserError, match=f"tracking.uri {uri}: no MLflow answers there .+FACEREEL_TRACKING__URI"):
+        answering_client(TrackingSettings(uri=uri))
+
+
 def test_another_server_at_the_address() -> None:
     with server(200, b"<html>welcome") as (port, _):
         assert "no MLflow answers there" in refusal(port)
@@ -106,6 +120,8 @@ def test_one_look_a_process_and_patience_afterwards(monkeypatch: pytest.MonkeyPa
         client = answering_client(settings(port))
         assert len(asked) == 1
         assert client is tracking.tracking_client(settings(port))
+    assert asked == ["Basic " + b64encode(b"someone:hu@sh").decode()]
+    assert client.tracking_uri == f"http://127.0.0.1:{port}"  # errors of MLflow quote it
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
@@ -120,4 +136,4 @@ def test_scorers_in_directories_need_no_server(tmp_path: Path) -> None:
 def test_a_password_in_the_address_does_not_reach_the_doctors_report() -> None:
     found = guarded("mlflow", "start it", lambda: check_mlflow(settings(free_ports(1)[0])))
     assert found[0].level == "fail"
-    assert "hush" not in found[0].message
+    assert "sh@" not in found[0].message
