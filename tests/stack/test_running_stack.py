@@ -90,6 +90,17 @@ def look_at_metrics(world: World) -> None:
             world.seen |= exposed_metrics(answer.read().decode())
 
 
+def test_ingest_ends_with_its_reasons(world: World) -> None:
+    (port,) = free_ports(1)
+    # Tries of half a minute: a rate needs two looks of Prometheus.
+    rules = "{ingest: {allow_networks: [127.0.0.0/8], robots: ignore, attempts: 3, backoff_s: 10}}"
+    out = submit(
+        "bash", "-c", f"echo http://127.0.0.1:{port}/video.mp4 > list.txt && cat > policy.yaml <<< '{rules}' && "
+        f"exec python -m ray_jobs ingest --from list.txt --into {world.root}/ingested --policy policy.yaml",
+    )  # fmt: skip
+    assert "unreachable" in out
+
+
 def test_train_and_score_with_everything_in_the_bucket(world: World) -> None:
     policy = f"cat > policy.yaml <<< '{POLICY}' && exec"
     out = submit(

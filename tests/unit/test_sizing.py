@@ -1,11 +1,13 @@
 """How a cluster is shared out: nobody starves, spot nodes decode only, GPUs hold whole predictors."""
 
 import math
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_jobs.cluster import look
 from ray_jobs.pools import pipeline_pools, preparing_pools, training_pools
 from ray_jobs.sizing import (
     DECODE_CPUS,
@@ -253,3 +255,21 @@ def test_every_pool_says_why() -> None:
     assert "4 GPUs × 2" in pools[-1].why
     given_by_user = pipeline_pools(Resources(num_predictors=2), cluster, Wanted(num_predictors=2))
     assert given_by_user[-1].why == "--predictors"
+
+
+def test_nodes_and_limits_are_read_from_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = {"CPU": 4.0, "memory": 8.0 * GIB, "object_store_memory": 1.0, "node:10.0.0.1": 1.0, "decode": 2.0}
+    nodes = [
+        {"Alive": True, "Resources": offered, "Labels": {"ray.io/market-type": "spot"}},
+        {"Alive": True, "Resources": {"GPU": 1.0, "node:__internal_head__": 1.0}, "Labels": {}},
+        {"Alive": False, "Resources": offered, "Labels": {}},
+    ]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    limits = {"CPU": sys.maxsize, "GPU": 8, "decode": 0}  # as Ray says of a group without a maximum
+    monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: limits)
+    assert look() == Cluster(
+        (Node(4, memory_bytes=8 * GIB, custom={"decode": 2}, is_spot=True), Node(0, num_gpus=1, memory_bytes=0)),
+        {"CPU": math.inf, "GPU": 8, "decode": 0},
+    )
+    monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: None)
+    assert not look().grows
