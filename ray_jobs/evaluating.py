@@ -28,6 +28,7 @@ from ray_jobs.crops.mapping import map_crops, scanned
 from ray_jobs.preflight import answering_client, refuse_unwritable
 from ray_jobs.reports.cases import confusions, error_histogram, find_cases
 from ray_jobs.reports.evaluation import Comparison, evaluation_page
+from ray_jobs.sizing import check_tasks
 
 PAGE, RESULT, PREDICTIONS = "evaluation.html", "evaluation.json", "predictions.parquet"
 # Bands of what makes a face hard; an open end is None.
@@ -96,9 +97,8 @@ def measure(config: EvaluateConfig, scorers: Sequence[ResolvedScorer], settings:
     if unknown := [name for name in config.slices if name not in table.column_names]:
         raise UserError(f"--slice {unknown[0]}: the dataset has the columns {', '.join(table.column_names)}")
     targets = task.encode_labels({name: table[name].to_pylist() for name in task.label_columns})
-    cluster = connect(settings.cluster)
-    if config.use_gpu and not cluster.num_gpus:  # else its tasks would wait for ever
-        raise UserError("--gpu: the cluster has no GPU, and none is to come: evaluate without it, or add GPU nodes")
+    if refusal := check_tasks(connect(settings.cluster), use_gpu=config.use_gpu):
+        raise UserError(refusal)
     train_targets = read_targets(config.dataset, manifest, task, storage) if manifest.parts.get("train") else targets
     compared = compare(
         task,

@@ -24,6 +24,7 @@ from ray_jobs.crops.mapping import map_crops, scanned
 from ray_jobs.labels.noise import Doubts, find_doubts
 from ray_jobs.labels.verdicts import COLUMNS
 from ray_jobs.reports.review import Doubtful, LabelReview, review_page
+from ray_jobs.sizing import check_tasks
 
 DIMENSIONS = 150  # principal components that are kept of a crop's features
 PCA_ROWS = 3000
@@ -48,14 +49,15 @@ def run_review(config: ReviewConfig, settings: Settings) -> list[LabelReview]:
     """List the doubtful labels of a dataset's training and validation splits in ``out``.
 
     Raises:
-        UserError: There is no dataset, or it has no such label.
+        UserError: There is no dataset, it has no such label, or the cluster has no CPU.
     """
     storage = Storage(settings.storage)
     manifest = read_manifest(config.dataset, storage)
     heads = _heads(config, manifest)
     parts = [uri for split in _SPLITS for uri in part_uris(config.dataset, manifest, split)]
     rows = choose_crops(parts, storage, [head.name for head in heads], config.crops_per_video)
-    connect(settings.cluster)
+    if refusal := check_tasks(connect(settings.cluster), use_gpu=False):
+        raise UserError(refusal)
     features = crop_features(parts, storage, rows)
     reviews = [_reviewed(head, rows, features, parts, storage, config.limit) for head in heads]
     storage.put(join(config.out, PAGE), review_page(manifest, config.dataset, reviews).encode())

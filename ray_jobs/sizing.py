@@ -113,16 +113,21 @@ class Cluster:
 
 def size_pipeline(wanted: Wanted, cluster: Cluster) -> Resources:
     """Fill in what was left to the cluster. Predictors are a fixed pool; decoders take what is left."""
-    on_gpu = cluster.num_gpus > 0 if wanted.gpus_per_predictor is None else wanted.gpus_per_predictor > 0
     share = wanted.gpus_per_predictor
     if share is None:
-        share = 1 / PREDICTORS_PER_GPU if on_gpu else 0.0
-    return Resources(
-        num_predictors=wanted.num_predictors or _num_predictors(share, cluster),
+        share = 1 / PREDICTORS_PER_GPU
+        share = share if predictors_on_gpus(cluster, share) else 0.0  # GPUs of spot nodes hold none
+    number = wanted.num_predictors or _num_predictors(share, cluster)
+    resources = Resources(
+        num_predictors=number,
         gpus_per_predictor=share,
         rows_per_block=wanted.rows_per_block,
         decode_resource=DECODE_RESOURCE if cluster.has(DECODE_RESOURCE) else None,
     )
+    if wanted.num_predictors is None and number > 1 and check_decoding(resources, cluster, predicts=True):
+        # Memory that no CPU goes with was counted: where a predictor less stands, a decoder does.
+        return resources.model_copy(update={"num_predictors": number - 1})
+    return resources
 
 
 def _num_predictors(share: float, cluster: Cluster) -> int:
@@ -223,6 +228,15 @@ def check_decoding(resources: Resources, cluster: Cluster, *, predicts: bool = F
         f"a decoder needs {DECODE_CPUS:g} CPU and {DECODE_MEMORY_BYTES / GIB:g} GiB on {nodes}, which none has free"
         f"{beside}, or give them more memory (ray start --memory)"
     )
+
+
+def check_tasks(cluster: Cluster, *, use_gpu: bool) -> str | None:
+    """Why a task of one CPU, and one GPU if wanted, never starts on this cluster, or None."""
+    if use_gpu and not cluster.num_gpus:
+        return "--gpu: the cluster has no GPU, and none is to come: leave it out, or add GPU nodes"
+    if cluster.num_cpus < 1:
+        return f"the cluster has {cluster.num_cpus:g} CPUs for tasks: add nodes that have some (ray start --num-cpus)"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

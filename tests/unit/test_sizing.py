@@ -24,6 +24,7 @@ from ray_jobs.sizing import (
     Wanted,
     check_decoding,
     check_pipeline,
+    check_tasks,
     check_training,
     num_decoders,
     predictors_on_gpus,
@@ -74,6 +75,9 @@ def test_a_part_of_a_gpu_does_not_reach_over_two(gpus: int, share: float, number
 
 def test_gpus_of_spot_nodes_hold_no_predictors() -> None:
     spot = Node(16, num_gpus=4, memory_bytes=64 * GIB, is_spot=True)
+    resources = size_pipeline(Wanted(), Cluster((CPU_NODE, spot)))
+    assert resources.gpus_per_predictor == 0
+    assert check_pipeline(resources, Cluster((CPU_NODE, spot))) is None
     refusal = check_pipeline(Resources(num_predictors=1, gpus_per_predictor=0.5), Cluster((CPU_NODE, spot)))
     assert refusal is not None
     assert "spot nodes do not count" in refusal
@@ -133,6 +137,14 @@ def test_a_cluster_without_nodes_is_refused_or_waits_for_its_autoscaler() -> Non
     assert check_pipeline(size_pipeline(Wanted(), waiting), waiting) is None
 
 
+def test_tasks_that_would_wait_for_ever_are_refused() -> None:
+    assert check_tasks(Cluster((CPU_NODE,)), use_gpu=False) is None
+    assert check_tasks(Cluster((GPU_NODE,)), use_gpu=True) is None
+    assert check_tasks(Cluster((), {"CPU": 8, "GPU": 1}), use_gpu=True) is None
+    assert "--gpu: " in str(check_tasks(Cluster((CPU_NODE,)), use_gpu=True))
+    assert "ray start --num-cpus" in str(check_tasks(Cluster((Node(0),)), use_gpu=False))
+
+
 def test_an_autoscaler_without_bounds_does_not_make_pools_without_bounds() -> None:
     cluster = Cluster((CPU_NODE,), {"CPU": math.inf, "memory": math.inf})
     resources = size_pipeline(Wanted(), cluster)
@@ -146,6 +158,7 @@ def test_an_autoscaler_without_bounds_does_not_make_pools_without_bounds() -> No
         ((Node(16, memory_bytes=10 * GIB),), 3),  # 16 CPUs, and memory for three pairs of predictor and decoder
         ((Node(4, memory_bytes=32 * GIB), SPOT_NODE, SPOT_NODE), 4),  # all that the one steady node holds
         ((Node(32, memory_bytes=256 * GIB, num_gpus=4), CPU_NODE), 8),
+        ((Node(1, memory_bytes=5 * GIB), Node(5, memory_bytes=4 * GIB)), 2),  # memory in the one, CPUs in the other
     ],
 )
 def test_by_default_no_more_predictors_than_start(nodes: tuple[Node, ...], number: int) -> None:
