@@ -4,19 +4,25 @@ import os
 import socket
 import threading
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from infra import tracking
 from infra.errors import UserError
-from infra.settings import TrackingSettings
+from infra.settings import Settings, TrackingSettings, load_settings
 from ray_jobs.diagnosing.findings import guarded
 from ray_jobs.diagnosing.stores import check_mlflow
+from ray_jobs.evaluating import EvaluateConfig, run_evaluate
+from ray_jobs.models import app as models_app
 from ray_jobs.preflight import answering_client
+from ray_jobs.promoting.deciding import PromoteConfig, run_promote
+from ray_jobs.promoting.gates import Gates
+from ray_jobs.score_config import resolve_scorers
 from tests.ray_head import free_ports
 
 
@@ -72,6 +78,30 @@ def refusal(port: int) -> str:
 
 def test_nobody_listens() -> None:
     assert "Connection refused" in refusal(free_ports(1)[0])
+
+
+EVALUATION = EvaluateConfig(task="fs2k", dataset="/none", out="/none")
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda settings: resolve_scorers({}, settings),
+        lambda settings: resolve_scorers({"fs2k": "champion"}, settings),
+        lambda settings: run_evaluate(EVALUATION, settings),
+        lambda settings: run_promote(PromoteConfig(task="fs2k", version="1", gates=Gates()), settings),
+    ],
+)
+def test_jobs_begin_with_the_look(begin: Callable[[Settings], object]) -> None:
+    uri = f"http://127.0.0.1:{free_ports(1)[0]}"
+    with pytest.raises(UserError, match=f"tracking.uri {uri}: no MLflow answers there"):
+        begin(load_settings(os.devnull, tracking={"uri": uri}))
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("show", "1", "--task", "fs2k"), ("log", "--task", "fs2k")])
+def test_looks_into_the_registry_begin_with_it_too(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACEREEL_TRACKING__URI", f"http://127.0.0.1:{free_ports(1)[0]}")
+    assert "no MLflow answers there" in str(CliRunner().invoke(models_app, arguments).exception)
 
 
 def test_a_server_accepts_and_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
