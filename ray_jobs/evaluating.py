@@ -70,7 +70,8 @@ def run_evaluate(config: EvaluateConfig, settings: Settings) -> Evaluation:
     """Measure, write and print.
 
     Raises:
-        UserError: There is no such scorer, dataset, split or column, or the scorer takes other crops.
+        UserError: There is no such scorer, dataset, split or column, the scorer takes other crops, ``out`` cannot be
+            written, MLflow does not answer, or the cluster has no GPU where one is wanted.
     """
     refuse_unwritable(Storage(settings.storage), "--out", config.out)
     task, names = get_task(config.task), [name for name in (config.scorer, config.against) if name is not None]

@@ -103,7 +103,8 @@ def run_tune(config: TuneConfig, settings: Settings) -> Recipe:
     """Search; the best recipe, which is also written to ``<storage>/<name>/best.yaml``.
 
     Raises:
-        UserError: The dataset or the space is unusable, or no trial finished an epoch.
+        UserError: The dataset, the space or the cluster is unusable, MLflow does not answer, or no trial finished an
+            epoch.
     """
     task, storage = get_task(config.base.task), Storage(settings.storage)
     places = {name: storage.absolute(getattr(config.base, name)) for name in ("dataset", "storage")}

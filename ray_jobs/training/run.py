@@ -70,7 +70,8 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
     name and options; one that is finished gives its result again.
 
     Raises:
-        UserError: The dataset, recipe or cluster are not usable, or the training cannot go on; nothing was registered.
+        UserError: The dataset, recipe or cluster are not usable, MLflow does not answer, or the training cannot go on;
+            nothing was registered.
     """
     task = get_task(config.task)
     check_backbone(config.recipe.backbone)
