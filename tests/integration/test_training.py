@@ -1,5 +1,6 @@
 """Preparing and training on a local Ray cluster: from labelled videos to a registered scorer that scores."""
 
+import contextlib
 import json
 import os
 import signal
@@ -36,6 +37,7 @@ from ray_jobs.training.run import TrainResult, run_train
 from ray_jobs.tuning import TuneConfig, run_tune
 from tests.integration.conftest import FACE_POLICY, FRAME_POLICY, World
 from tests.mlflow_server import mlflow_server
+from tests.training import training_here
 
 pytestmark = pytest.mark.ray
 
@@ -114,23 +116,13 @@ def test_the_scorer_is_registered_with_its_policies_and_metrics(
     assert set(manifest.metrics) == set(manifest.baseline_metrics)
 
 
-def test_an_ordinal_scorer_is_one_like_any_other(world: World, dataset: tuple[str, DatasetManifest]) -> None:
-    config = train_config(
-        world, dataset[0], name="ordinal", task="attractiveness", loss="corn", epochs=1, num_workers=1
-    )
-    trained = run_train(config, world.settings)
-    found = registry.resolve(tracking_client(world.settings.tracking), trained.version, task="attractiveness")
-    assert found.scorer.network.classifier.out_features == 39
-    crops = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    answers = Predictor(found.scorer).probabilities(crops)["score"]
-    np.testing.assert_allclose(answers.sum(1), 1, atol=1e-5)
-
-
-def test_a_frozen_backbone_stays_as_it_was(
+def test_a_frozen_backbone_stays_as_it_was_and_a_balanced_run_says_what_it_was_trained_on(
     world: World, dataset: tuple[str, DatasetManifest], trained: TrainResult
 ) -> None:
     options = {"weights": trained.version, "epochs": 1, "freeze_epochs": 1, "num_workers": 1}
-    frozen = run_train(train_config(world, dataset[0], name="frozen", **options), world.settings)
+    options |= {"per_class": 20, "balance_by": "gender"}
+    with training_here():
+        frozen = run_train(train_config(world, dataset[0], name="frozen", **options), world.settings)
     client = tracking_client(world.settings.tracking)
     before, after = (
         registry.resolve(client, version, task="fs2k").scorer.network.state_dict()
@@ -138,14 +130,8 @@ def test_a_frozen_backbone_stays_as_it_was(
     )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"classifier.weight", "classifier.bias"}
-
-
-def test_a_balanced_run_says_what_it_was_trained_on(world: World, dataset: tuple[str, DatasetManifest]) -> None:
-    config = train_config(world, dataset[0], name="balanced", epochs=1, per_class=20, balance_by="gender")
-    found = run_train(config, world.settings)
-    client = tracking_client(world.settings.tracking)
-    assert client.get_run(found.run_id).data.params["per_class"] == "20"
-    assert {file.path for file in client.list_artifacts(found.run_id, "dataset")} == {
+    assert client.get_run(frozen.run_id).data.params["per_class"] == "20"
+    assert {file.path for file in client.list_artifacts(frozen.run_id, "dataset")} == {
         "dataset/card.html",
         "dataset/dataset.json",
         "dataset/people.txt",
@@ -228,67 +214,64 @@ def test_an_evaluation_says_what_the_scorer_is_worth(
 
 
 @pytest.mark.timeout(400)
-def test_a_killed_worker_changes_nothing(world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path) -> None:
-    """Bitwise on one CPU worker: the run goes on in the middle of an epoch as if nothing had happened."""
-    options = {"epochs": 4, "batch_size": 4, "num_workers": 1, "checkpoint_every_steps": 2, "log_every_steps": 1}
+def test_a_killed_worker_and_a_stopped_driver_change_nothing(
+    world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path
+) -> None:
+    """Bitwise on one CPU worker: the run goes on in the middle of an epoch, in its MLflow run, as if nothing were."""
+    options = {"epochs": 8, "batch_size": 4, "num_workers": 1, "checkpoint_every_steps": 2, "log_every_steps": 1}
     options |= {"storage": str(tmp_path), "ema": 0.9, "dropout": 0.2, "mixup": 0.2, "cutmix": 1.0, "mirror": True}
-    calm = run_train(train_config(world, dataset[0], name="calm", **options), world.settings)
+    with training_here():
+        calm = run_train(train_config(world, dataset[0], name="calm", **options), world.settings)
+    config = train_config(world, dataset[0], name="shaken", **options)
+    client, handlers = tracking_client(world.settings.tracking), [signal.getsignal(number) for number in SIGNALS]
+    checkpoints = Checkpoints(str(tmp_path), "shaken", Storage())
     killed: list[int] = []
 
-    def kill() -> None:
-        last = Checkpoints(str(tmp_path), "shaken", Storage())
-        while not killed:
-            state = last.load(LAST)
-            if state is not None and state["epoch"] >= 1 and state["step"] > 0:
-                mine = psutil.Process().children(recursive=True)
-                (worker,) = [process for process in mine if "RayTrainWorker" in " ".join(process.cmdline())]
-                worker.kill()
-                killed.append(state["step"])
-            time.sleep(0.02)
+    def shake(number: signal.Signals) -> None:
+        if not killed:
+            killed.append(_kill_worker(checkpoints))
+        _signal_after_epoch(checkpoints, number)
 
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    shaken = run_train(train_config(world, dataset[0], name="shaken", **options), world.settings)
-    thread.join(timeout=1)
+    # What `ray job stop` sends, which Ray Train hears as Ctrl-C; and Ctrl-C.
+    for number, place in ((signal.SIGTERM, contextlib.nullcontext()), (signal.SIGINT, training_here())):
+        thread = threading.Thread(target=shake, args=(number,), daemon=True)
+        thread.start()
+        with place, pytest.raises(RunStopped, match="go on with the same command and --name shaken") as stopped:
+            run_train(config, world.settings)
+        thread.join()
+        assert stopped.value.exit_code == 128 + number
+        record = json.loads((tmp_path / "shaken.json").read_text())
+        assert client.get_run(record["mlflow_run_id"]).info.status == "KILLED"
+        assert [signal.getsignal(other) for other in SIGNALS] == handlers
     assert killed
+    shaken = run_train(config, world.settings)
+    assert shaken.run_id == record["mlflow_run_id"]
     assert shaken.digest == calm.digest
     assert calm.manifest.metrics == shaken.manifest.metrics
-    assert len(calm.manifest.training.curves["loss"]) == 4
-    client = tracking_client(world.settings.tracking)
+    assert len(calm.manifest.training.curves["loss"]) == 8
     for name in ("train_loss", "learning_rate", "loss", "f1_macro_mean"):
         histories = [client.get_metric_history(run.run_id, name) for run in (calm, shaken)]
         steps = [metric.step for metric in histories[1]]
         assert len(steps) == len(set(steps))
         assert [(m.step, m.value) for m in histories[0]] == [(m.step, m.value) for m in histories[1]], name
-
-
-@pytest.mark.timeout(400)
-def test_a_repeated_run_goes_on_in_its_mlflow_run_and_a_finished_one_gives_its_result(
-    world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path
-) -> None:
-    options = {"epochs": 8, "num_workers": 1, "storage": str(tmp_path), "name": "again"}
-    config = train_config(world, dataset[0], **options)
-    client, handlers = tracking_client(world.settings.tracking), [signal.getsignal(number) for number in SIGNALS]
-    for number in SIGNALS:  # Ctrl-C, and what `ray job stop` sends
-        stopper = threading.Thread(
-            target=_signal_after, args=(number, Checkpoints(str(tmp_path), "again", Storage())), daemon=True
-        )
-        stopper.start()
-        with pytest.raises(RunStopped, match="go on with the same command and --name again") as stopped:
-            run_train(config, world.settings)
-        stopper.join()
-        assert stopped.value.exit_code == 128 + number
-        record = json.loads((tmp_path / "again.json").read_text())
-        assert client.get_run(record["mlflow_run_id"]).info.status == "KILLED"
-        assert [signal.getsignal(other) for other in SIGNALS] == handlers
-    first = run_train(config, world.settings)
-    assert first.run_id == record["mlflow_run_id"]
-    assert [metric.step for metric in client.get_metric_history(first.run_id, "loss")] == list(range(8))
+    # A finished run gives its result.
     again = run_train(config, world.settings)
-    assert (again.version, again.digest, again.run_id) == (first.version, first.digest, first.run_id)
+    assert (again.version, again.digest, again.run_id) == (shaken.version, shaken.digest, shaken.run_id)
 
 
-def _signal_after(number: signal.Signals, checkpoints: Checkpoints) -> None:
+def _kill_worker(checkpoints: Checkpoints) -> int:
+    """Kill the worker after its first epoch, within another; the step of the last checkpoint then."""
+    while True:
+        state = checkpoints.load(LAST)
+        if state is not None and state["epoch"] >= 1 and state["step"] > 0:
+            mine = psutil.Process().children(recursive=True)
+            (worker,) = [process for process in mine if "RayTrainWorker" in " ".join(process.cmdline())]
+            worker.kill()
+            return int(state["step"])
+        time.sleep(0.02)
+
+
+def _signal_after_epoch(checkpoints: Checkpoints, number: signal.Signals) -> None:
     """Send this process a signal when the run has come one epoch further."""
 
     def epoch() -> int:
@@ -306,7 +289,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
 ) -> None:
     options: dict[str, object] = {"num_workers": 1, "storage": str(tmp_path), "name": "wild", "log_every_steps": 1}
     options |= {"optimizer": "sgd", "learning_rate": 1e30, "clip_norm": 1e30, "weight_decay": 0.0, "batch_size": 4}
-    with pytest.raises(UserError, match=r"not finite at epoch \d+, step \d+ \(videos .+lower learning_rate"):
+    with (
+        training_here(),
+        pytest.raises(UserError, match=r"not finite at epoch \d+, step \d+ \(videos .+lower learning_rate"),
+    ):
         run_train(train_config(world, dataset[0], **options), world.settings)
     assert not (tmp_path / "wild" / "best.pt").exists()
 
@@ -330,21 +316,29 @@ def test_a_search_tries_recipes_and_writes_the_best(
 
 
 @pytest.mark.timeout(400)
-def test_a_tracking_server_with_artifacts_in_s3_has_all_of_a_run(
+def test_a_tracking_server_with_artifacts_in_s3_has_all_of_an_ordinal_run(
     world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path
 ) -> None:
     with mlflow_server(tmp_path) as server:
         settings = world.settings.model_copy(update={"tracking": TrackingSettings(uri=server.uri)})
-        config = train_config(world, dataset[0], storage=str(tmp_path / "train"), epochs=1, num_workers=1)
-        trained = run_train(config, settings)
+        options = {"task": "attractiveness", "loss": "corn", "epochs": 1, "num_workers": 1}
+        config = train_config(world, dataset[0], storage=str(tmp_path / "train"), **options)
+        with training_here():
+            trained = run_train(config, settings)
         client = tracking_client(settings.tracking)
         assert client.get_run(trained.run_id).info.status == "FINISHED"
-        assert [metric.step for metric in client.get_metric_history(trained.run_id, "f1_macro_mean")] == [0]
-        found = registry.resolve(client, trained.version, task="fs2k")
+        assert [metric.step for metric in client.get_metric_history(trained.run_id, "mae")] == [0]
+        found = registry.resolve(client, trained.version, task="attractiveness")
         assert found.scorer.digest == trained.digest
-        run_evaluate(
-            EvaluateConfig("fs2k", dataset[0], str(tmp_path / "out"), scorer=trained.version, num_resamples=5), settings
+        evaluation = EvaluateConfig(
+            "attractiveness", dataset[0], str(tmp_path / "out"), scorer=trained.version, num_resamples=5
         )
+        run_evaluate(evaluation, settings)
         names = {key.rsplit("/artifacts/", 1)[1] for key in server.artifacts()}
     folder = f"evaluation/{dataset[1].fingerprint[:16]}-val"
     assert {"scorer/weights.safetensors", "dataset/card.html", f"{folder}/evaluation.html"} <= names
+    # An ordinal scorer is one like any other.
+    assert found.scorer.network.classifier.out_features == 39
+    crops = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    answers = Predictor(found.scorer).probabilities(crops)["score"]
+    np.testing.assert_allclose(answers.sum(1), 1, atol=1e-5)
