@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-# Before Ray is imported: loopback only.
+# Before Ray is imported: loopback only, and a node that is gone is missed after five seconds, by default after fifteen.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_health_check_period_ms", "1000")
 
 from ray.cluster_utils import Cluster
 

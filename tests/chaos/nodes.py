@@ -14,6 +14,8 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 from ray.cluster_utils import Cluster
 
 NUM_WORKERS = 3
+# A node that is gone is missed after five looks: after five seconds here, by default after fifteen.
+LOOKS = {"RAY_health_check_period_ms": "1000"}
 
 
 class Nodes:
@@ -83,6 +85,7 @@ class Nodes:
 @contextmanager
 def some_nodes(env: dict[str, str]) -> Iterator[Nodes]:
     """A cluster whose processes have these variables in their environment."""
+    env = LOOKS | env
     before = {name: os.environ.get(name) for name in env}
     os.environ.update(env)
     try:
