@@ -25,7 +25,7 @@ from ray_jobs.score_config import ScoreConfig, plan_run, resolve_scorers
 from tests import postgres
 from tests.mlflow_server import mlflow_server
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 NAME = registry.model_name(TASK)
 
 
