@@ -70,6 +70,10 @@ chaos: setup  ## kill drivers, workers, decoders and nodes, and count rows (ARGS
 nodes: setup  ## four nodes that are lost and join while scoring, training and serving go on: the long form
 	$(PY) -m pytest -m "ray or slow" tests/chaos/test_nodes.py --timeout 3600 $(ARGS)
 
+.PHONY: promotion
+promotion: setup  ## three scorers before the gates, trained on the cluster and with the whole catalog: the long form
+	$(PY) -m pytest -m slow tests/integration/test_promoting.py --timeout 3600 $(ARGS)
+
 .PHONY: lint
 lint: setup  ## ruff: lint and format check
 	$(PY) -m ruff check .

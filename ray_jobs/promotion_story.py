@@ -97,12 +97,12 @@ def train_version(story: Story, name: str, dataset: str, *, epochs: int, start: 
     return run_train(config, story.settings).version
 
 
-def decide(story: Story, version: str, *, reason: str, out: str) -> Decision | None:
+def decide(story: Story, version: str, *, reason: str, out: str, gates: Gates = GATES) -> Decision | None:
     """Put a version before the gates; None where they refuse it."""
     config = PromoteConfig(
         task=TASK,
         version=version,
-        gates=GATES,
+        gates=gates,
         dataset=story.evaluation,
         split="all",
         catalog=str(story.drawn.catalog),
