@@ -59,6 +59,7 @@ test: lint types unit  ## everything that CI runs: lint, types and all tests
 
 .PHONY: unit
 unit: setup  ## the tests alone (ARGS='-k decode' to choose); those without a cluster on all CPUs
+	@$(PY) -m infra.stack fetch
 	$(PY) -m pytest tests/unit tests/integration tests/chaos -m "not ray and not slow" --numprocesses $(JOBS) --dist loadfile $(ARGS) || $(NONE_CHOSEN)
 	$(PY) -m pytest tests/integration tests/chaos -m "ray and not slow" $(ARGS) || $(NONE_CHOSEN)
 

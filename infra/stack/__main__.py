@@ -1,4 +1,4 @@
-"""``python -m infra.stack up|down|show|answers``: all that facereel needs around it, on one machine."""
+"""``python -m infra.stack up|down|show|answers|fetch``: all that facereel needs around it, on one machine."""
 
 import sys
 from pathlib import Path
@@ -31,6 +31,17 @@ def up(
     except StartFailed as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+@app.command()
+def fetch(folder: Folder = DIR) -> None:
+    """Unpack Prometheus from Debian's package where the path has none, for `up` and for the tests of the alerts."""
+    from infra.stack.programs import prometheus_program, unpack_prometheus
+    from infra.stack.state import StackFolder
+
+    debian = StackFolder(folder).debian
+    unpack_prometheus(debian)
+    print(prometheus_program("promtool", debian) or "Prometheus is not on the path, and Debian's package not to be had")
 
 
 @app.command()

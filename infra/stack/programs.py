@@ -44,21 +44,25 @@ def python_program(name: str) -> Path:
 
 
 def prometheus_program(name: str, folder: Path) -> Path | None:
-    """``prometheus`` or ``promtool`` from the path, else unpacked from Debian's package into ``folder`` (19 MB).
-
-    None where it cannot be had. Unpacked, not installed: the package would start a server of its own, on all addresses,
-    and needs root.
-    """
+    """``prometheus`` or ``promtool``: on the path, or unpacked into ``folder`` before; else None."""
     found = shutil.which(name)
-    if found is not None:
-        return Path(found)
-    program = folder / "usr" / "bin" / name
-    if not program.is_file() and shutil.which("apt-get") and shutil.which("dpkg-deb"):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            subprocess.run([*_DOWNLOAD, "prometheus"], cwd=scratch, capture_output=True, check=False)
-            for package in Path(scratch).glob("prometheus_*.deb"):
-                subprocess.run(["dpkg-deb", "-x", package, scratch], check=True)
-                shutil.rmtree(folder / "usr", ignore_errors=True)
-                Path(scratch, "usr").rename(folder / "usr")
+    program = Path(found) if found is not None else folder / "usr" / "bin" / name
     return program if program.is_file() else None
+
+
+def unpack_prometheus(folder: Path) -> None:
+    """Unpack Debian's package (19 MB) into ``folder``, where Prometheus is not there yet and the package can be had.
+
+    Unpacked, not installed: the package would start a server of its own, on all addresses, and needs root.
+    """
+    if prometheus_program("prometheus", folder) and prometheus_program("promtool", folder):
+        return
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        subprocess.run([*_DOWNLOAD, "prometheus"], cwd=scratch, capture_output=True, check=False)
+        for package in Path(scratch).glob("prometheus_*.deb"):
+            subprocess.run(["dpkg-deb", "-x", package, scratch], check=True)
+            shutil.rmtree(folder / "usr", ignore_errors=True)
+            Path(scratch, "usr").rename(folder / "usr")

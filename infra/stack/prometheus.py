@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from infra.stack.programs import prometheus_program
+from infra.stack.programs import prometheus_program, unpack_prometheus
 from infra.stack.ray_nodes import discovery_file
 from infra.stack.stack import Stack
 
@@ -13,7 +13,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "prometheus"
 
 def start_prometheus(stack: Stack) -> bool:
     """Start it; False where this machine has none."""
-    program = prometheus_program("prometheus", stack.folder.path / "debian")
+    unpack_prometheus(stack.folder.debian)
+    program = prometheus_program("prometheus", stack.folder.debian)
     if program is None:
         return False
     port = stack.state.ports["prometheus"]

@@ -50,6 +50,7 @@ class StackFolder:
         self.env = self.path / "env"
         self.token = self.path / "ray-token"
         self.config = self.path / "config"
+        self.debian = self.path / "debian"  # packages that are unpacked, not installed
 
     def make(self) -> None:
         """Make what is missing."""

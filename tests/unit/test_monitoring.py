@@ -15,6 +15,7 @@ import ray_jobs.telemetry
 import serve.telemetry
 from infra.promql import dashboard_queries, exposed_metrics, metric_names, rule_queries
 from infra.stack.programs import prometheus_program
+from infra.stack.state import StackFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "infra/grafana/facereel.json"
@@ -84,10 +85,10 @@ def test_panels_do_not_overlap() -> None:
 
 @pytest.fixture(scope="module")
 def promtool() -> Path:
-    """Prometheus' own, where the local stack unpacks it too."""
-    found = prometheus_program("promtool", ROOT / "runs" / "stack" / "debian")
+    """Prometheus' own, from the path or from where `make` has unpacked it."""
+    found = prometheus_program("promtool", StackFolder(ROOT / "runs" / "stack").debian)
     if found is None:
-        pytest.skip("promtool is not on the path, and Debian's package prometheus is not to be had here")
+        pytest.skip("promtool is neither on the path nor unpacked: python -m infra.stack fetch")
     return found
 
 

@@ -14,7 +14,7 @@ from infra.errors import UserError
 from infra.stack import ray_nodes, running
 from infra.stack.ports import free_ports
 from infra.stack.processes import MARK, ProcessRecord, launch, stop
-from infra.stack.programs import prometheus_program, swift_program
+from infra.stack.programs import prometheus_program, swift_program, unpack_prometheus
 from infra.stack.stack import Stack, StartFailed
 from infra.stack.state import StackFolder, State
 from infra.stack.swift import start_swift
@@ -203,15 +203,20 @@ def program(path: Path, *lines: str) -> None:
 def test_prometheus_is_unpacked_once_or_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     folder = tmp_path / "debian"
-    assert prometheus_program("promtool", folder) is None  # no Debian
-    program(tmp_path / "dpkg-deb", 'mkdir -p "$3/usr/bin" && touch "$3/usr/bin/promtool"')
+
+    def unpacked() -> Path | None:
+        unpack_prometheus(folder)
+        return prometheus_program("promtool", folder)
+
+    assert unpacked() is None  # no Debian
+    program(tmp_path / "dpkg-deb", 'mkdir -p "$3/usr/bin" && touch "$3/usr/bin/promtool" "$3/usr/bin/prometheus"')
     program(tmp_path / "apt-get", "exit 100")
-    assert prometheus_program("promtool", folder) is None  # its index does not answer
+    assert unpacked() is None  # its index does not answer
     program(tmp_path / "apt-get", "touch prometheus_2_amd64.deb")
-    assert prometheus_program("promtool", folder) == folder / "usr" / "bin" / "promtool"
+    assert unpacked() == folder / "usr" / "bin" / "promtool"
     assert {path.name for path in folder.iterdir()} == {"usr"}
-    (tmp_path / "apt-get").unlink()
-    assert prometheus_program("promtool", folder) == folder / "usr" / "bin" / "promtool"
+    program(tmp_path / "apt-get", "exit 100")
+    assert unpacked() == folder / "usr" / "bin" / "promtool"
 
 
 def test_missing_swift_is_said_with_the_way_out(tmp_path: Path) -> None:
