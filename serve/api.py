@@ -1,6 +1,7 @@
 """The HTTP application: routes, the envelope around every request, and the page."""
 
 import asyncio
+import contextlib
 import re
 import time
 import uuid
@@ -34,6 +35,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 WEB = Path(__file__).parent / "web"
 # Anybody may ask these: they say nothing of anybody's pictures.
 _OPEN = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/v1/openapi.json"})
+# A replica takes requests once it has its scorers; a registry that does not answer keeps it from that no longer.
+FIRST_LOOK_S = 60.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _BATCH_BODY_BYTES = 32 << 20
 _MAX_HEADER_BYTES = 32 << 10
@@ -87,6 +90,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         following = asyncio.create_task(engine.following.run()) if follow else None
+        if following is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(engine.following.looked.wait(), FIRST_LOOK_S)
         try:
             yield
         finally:

@@ -101,7 +101,7 @@ class Following:
         self._live: dict[tuple[str, Role], LiveScorer] = {}
         self._refused: dict[tuple[str, Role], tuple[str, float, str]] = {}
         self._lock = asyncio.Lock()
-        self._has_looked = False
+        self.looked = asyncio.Event()
 
     @property
     def ready(self) -> bool:
@@ -110,7 +110,7 @@ class Following:
         Without a list of tasks: every one that had a champion at the first look, and at least one.
         """
         loaded = {task for task, role in self._live if role == CHAMPION}
-        return loaded == set(self._tasks) if self._required else self._has_looked and bool(loaded)
+        return loaded == set(self._tasks) if self._required else self.looked.is_set() and bool(loaded)
 
     def scorers(self) -> list[LiveScorer]:
         """All that are in use."""
@@ -145,7 +145,7 @@ class Following:
             for task in self._tasks:
                 for role in ROLES:
                     await self._look(task, role)
-            self._has_looked = True
+            self.looked.set()
             metrics().ready.set(float(self.ready))
             for live in self.scorers():
                 metrics().in_use(live.task, live.role, live.version)

@@ -50,7 +50,7 @@ class Service:
         """Take a scorer into use."""
         live = LiveScorer(task, role, version, predictor.scorer.digest, predictor)
         self.engine.following.take(live)
-        self.engine.following._has_looked = True
+        self.engine.following.looked.set()
 
     def drop(self, task: str, role: Role = CHALLENGER) -> None:
         self.engine.following._live.pop((task, role), None)

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
+import httpx
 import pytest
 
 from serve.following import Following
@@ -64,6 +66,29 @@ def test_what_is_bad_never_replaces_what_is_good(store: Registry, kind: str, why
     store.point("champion", newer)
     assert looked(following) == (newer, None)
     assert following.troubles() == {}
+
+
+def test_a_service_that_has_started_has_its_scorers(store: Registry, tmp_path: Path) -> None:
+    """What sends requests to a replica that has started (Ray Serve, an upgrade on Kubernetes) gets no 503."""
+    store.point("champion", store.good())
+    with running_service(tmp_path / "service", registry=store.client, tasks=("fs2k",)) as service:
+        assert service.engine.following.ready
+
+
+def test_a_registry_that_does_not_answer_keeps_no_service_from_starting(
+    store: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr("serve.api.FIRST_LOOK_S", 0.1)
+    monkeypatch.setattr(store.client, "get_model_version_by_alias", lambda *_: ended.wait())
+    try:
+        with running_service(tmp_path / "service", registry=store.client, tasks=("fs2k",)) as service:
+            assert not service.engine.following.looked.is_set()
+            assert httpx.get(f"{service.url}/healthz").status_code == 200
+            assert httpx.get(f"{service.url}/readyz").status_code == 503
+            ended.set()
+    finally:
+        ended.set()
 
 
 def test_a_registry_that_is_away_changes_nothing(store: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
