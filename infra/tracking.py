@@ -14,6 +14,12 @@ from mlflow.tracking import MlflowClient
 
 from infra.settings import TrackingSettings
 
+# "Creating initial MLflow database tables", "Waiting up to 300 seconds for model version", "Started monitoring".
+_CHATTY = (
+    "mlflow.store.db.utils",
+    "mlflow.store.model_registry.abstract_store",
+    "mlflow.system_metrics.system_metrics_monitor",
+)
 _CREDENTIALS = re.compile(r"^https?://([^/:]*):([^/]*)@")
 
 
@@ -22,7 +28,8 @@ def tracking_client(settings: TrackingSettings) -> MlflowClient:
 
     A user and a password in the address go where MLflow looks for them, and out of the address: its errors quote it.
     """
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creating initial MLflow database tables"
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     uri = absolute_uri(settings.uri)

@@ -194,10 +194,11 @@ def _predictors_on(node: Node, share: float) -> int:
 def check_pipeline(resources: Resources, cluster: Cluster) -> str | None:
     """Why the pipeline would hang on this cluster (one kind takes what another needs, or never starts), or None."""
     cpus, number, share = cluster.num_cpus, resources.num_predictors, resources.gpus_per_predictor
-    if cpus < number * PREDICT_CPUS + SPARE_CPUS:
+    least_cpus = number * PREDICT_CPUS + SPARE_CPUS
+    if cpus < least_cpus:
         return (
-            f"{number} predictors need {number * PREDICT_CPUS + SPARE_CPUS:g} logical CPUs, the cluster has {cpus:g}: "
-            "lower --predictors, or add nodes (locally: --num-cpus)"
+            f"--predictors {number} needs {least_cpus:g} logical CPUs, the cluster has {cpus:g}: lower it, or add "
+            "nodes (locally: --num-cpus)"
         )
     if share and predictors_on_gpus(cluster, share) < number:
         steady = max(sum(node.num_gpus for node in cluster.nodes if not node.is_spot), cluster.limits.get("GPU", 0))

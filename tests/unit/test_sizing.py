@@ -217,7 +217,7 @@ def test_small_clusters_keep_one_predictor() -> None:
     assert size_pipeline(Wanted(), Cluster((Node(4, memory_bytes=16 * GIB),))).num_predictors <= 2
     refusal = check_pipeline(Resources(num_predictors=3), Cluster((Node(4, memory_bytes=16 * GIB),)))
     assert refusal == (
-        "3 predictors need 5 logical CPUs, the cluster has 4: lower --predictors, or add nodes (locally: --num-cpus)"
+        "--predictors 3 needs 5 logical CPUs, the cluster has 4: lower it, or add nodes (locally: --num-cpus)"
     )
 
 
