@@ -79,6 +79,8 @@ def start_worker(stack: Stack, name: str) -> None:
     num_cpus = max(2, (os.cpu_count() or 1) // len(WORKERS))
     gpus = name == WORKERS[0]
     command = [*_node(stack, name, num_cpus=num_cpus, gpus=gpus), "--address", gcs_address(stack)]
+    # In one folder each node would unpack a job's files over those that another node's processes are reading.
+    command += ["--temp-dir", f"{stack.state.ray_link}/{name}"]
     # Ray's own command has no way to keep a second node on loopback.
     command[:1] = [str(python_program("python")), "-m", "ray_jobs.loopback_node"]
     what = f"Ray worker with {num_cpus} CPUs{' and the GPUs, if any' if gpus else ''}"
