@@ -18,6 +18,7 @@ from ray_jobs.console import RunProgress
 from ray_jobs.failure_guard import FailureGuard
 from ray_jobs.interrupts import Interrupts
 from ray_jobs.planning import Plan
+from ray_jobs.room_watch import RoomWatch
 from ray_jobs.run_record import RunRecord, remove_due_list, run_folder, write_record
 from ray_jobs.score_config import ScoreConfig, extract_config
 from ray_jobs.sizing import Resources, num_decoders
@@ -80,7 +81,8 @@ class ScoreRun:
             telemetry = ScoreTelemetry(
                 run_id, plan, resources, lambda: max(1, num_decoders(resources, look())), self.settings.prices
             )
-            self._take((scored(part, extract, scorers, resources) for part in videos), interrupts, telemetry)
+            datasets = (scored(part, extract, scorers, resources) for part in videos)
+            self._take(datasets, interrupts, telemetry, RoomWatch(resources))
             if self.sink.outcome.done != self.record.num_due:
                 raise RuntimeError(
                     f"run {run_id}: the plan had {self.record.num_due} videos due, {self.sink.outcome.done} were "
@@ -96,12 +98,15 @@ class ScoreRun:
         finally:
             remove_due_list(tables, run_id, self.storage)
 
-    def _take(self, datasets: Iterable[ray.data.Dataset], interrupts: Interrupts, telemetry: ScoreTelemetry) -> None:
+    def _take(
+        self, datasets: Iterable[ray.data.Dataset], interrupts: Interrupts, telemetry: ScoreTelemetry, room: RoomWatch
+    ) -> None:
         guard = FailureGuard(self.config.failures)
         # Closed when this stops early, so that the pipeline has ended before Ray is shut down.
         with closing(in_turn(datasets)) as arrivals, RunProgress("score", self.record.num_due) as progress:
             for rows in arrivals:
                 if rows is not None:
+                    room.arrived()
                     guard.add(rows["reason"].to_pylist())
                     self.sink.add(rows)
                     telemetry.arrived(rows)
@@ -123,6 +128,10 @@ class ScoreRun:
                         f"({spoken_reasons(guard.reasons)}), more than --max-failure-rate "
                         f"{self.config.failures.max_rate:g} allows"
                     )
+                if (trouble := room.trouble) is not None:
+                    if not guard.holds_back:
+                        self._commit()
+                    raise self._stopped(trouble)
                 if interrupts.received is not None:
                     if not guard.holds_back:
                         self._commit()
