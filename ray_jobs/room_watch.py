@@ -35,7 +35,6 @@ class RoomWatch:
         """Rows came: there is room."""
         self._had_room = self._clock()
 
-    @property
     def trouble(self) -> str | None:
         """What to say of a cluster that has had no room for a decoder for `PATIENCE_S`; None otherwise."""
         now = self._clock()

@@ -128,7 +128,7 @@ class ScoreRun:
                         f"({spoken_reasons(guard.reasons)}), more than --max-failure-rate "
                         f"{self.config.failures.max_rate:g} allows"
                     )
-                if (trouble := room.trouble) is not None:
+                if (trouble := room.trouble()) is not None:
                     if not guard.holds_back:
                         self._commit()
                     raise self._stopped(trouble)
