@@ -57,10 +57,12 @@ stack-down: setup  ## stop exactly what `make stack` started; data and logs stay
 .PHONY: test
 test: lint types unit  ## everything that CI runs: lint, types and all tests
 
+# A thread for each process of the first half: the threads of several networks on the same CPUs wait for each other by
+# spinning, and a test of one second took minutes.
 .PHONY: unit
 unit: setup  ## the tests alone (ARGS='-k decode' to choose); those without a cluster on all CPUs
 	@$(PY) -m infra.stack fetch
-	$(PY) -m pytest tests/unit tests/integration tests/chaos -m "not ray and not slow" --numprocesses $(JOBS) --dist loadfile $(ARGS) || $(NONE_CHOSEN)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/unit tests/integration tests/chaos -m "not ray and not slow" --numprocesses $(JOBS) --dist loadfile $(ARGS) || $(NONE_CHOSEN)
 	$(PY) -m pytest tests/integration tests/chaos -m "ray and not slow" $(ARGS) || $(NONE_CHOSEN)
 
 .PHONY: chaos
