@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import sys
+import time
 
 import ray
 import ray.data
@@ -24,6 +25,7 @@ from ray_jobs.sizing import (
 
 # A silent hang costs 30 minutes by default; a stage without any progress for ten minutes is worth an error.
 NO_PROGRESS_TIMEOUT_S = 600.0
+RELEASE_S = 2.0
 _LOCAL_ENVIRONMENT = {
     # Loopback only: without it the local cluster listens on the host's outward address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -77,30 +79,47 @@ def connect(settings: ClusterSettings) -> Cluster:
 
 
 def look() -> Cluster:
-    """The nodes of the cluster that this process is connected to, and how far it may grow."""
-    nodes = []
+    """The nodes of the cluster that this process is connected to, what of them is free, and how far it may grow."""
+    # Neither what is free on each node nor what an autoscaler may bring is public; Ray Train asks the same way.
+    state = ray._private.state.state
+    nodes, free, free_now = [], [], state.available_resources_per_node()
     for node in ray.nodes():
         if not node["Alive"]:
             continue
-        offered = {name: float(value) for name, value in node["Resources"].items()}
-        nodes.append(
-            Node(
-                num_cpus=offered.pop("CPU", 0.0),
-                num_gpus=offered.pop("GPU", 0.0),
-                memory_bytes=offered.pop("memory", 0.0),
-                custom={
-                    name: value
-                    for name, value in offered.items()
-                    if name != "object_store_memory" and not name.startswith("node:")
-                },
-                is_spot=node.get("Labels", {}).get(MARKET_LABEL) == SPOT,
-            )
-        )
-    # What an autoscaler may bring: nothing public says it; Ray Train asks the same way.
-    limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+        is_spot = node.get("Labels", {}).get(MARKET_LABEL) == SPOT
+        nodes.append(_node(node["Resources"], is_spot))
+        free.append(_node(free_now.get(node["NodeID"], {}), is_spot))
+    limits = state.get_max_resources_from_cluster_config() or {}
     return Cluster(
-        tuple(nodes), {name: math.inf if value >= sys.maxsize else float(value) for name, value in limits.items()}
+        tuple(nodes),
+        {name: math.inf if value >= sys.maxsize else float(value) for name, value in limits.items()},
+        tuple(free),
     )
+
+
+def _node(resources: dict[str, float], is_spot: bool) -> Node:
+    offered = {name: float(value) for name, value in resources.items()}
+    return Node(
+        num_cpus=offered.pop("CPU", 0.0),
+        num_gpus=offered.pop("GPU", 0.0),
+        memory_bytes=offered.pop("memory", 0.0),
+        custom={
+            name: value
+            for name, value in offered.items()
+            if name != "object_store_memory" and not name.startswith("node:")
+        },
+        is_spot=is_spot,
+    )
+
+
+def _look_until_free() -> Cluster:
+    """What is free at the best moment of `RELEASE_S`: what has ended just now still holds its CPUs in Ray's books."""
+    best = look()
+    deadline = time.monotonic() + RELEASE_S
+    while best.unused.num_cpus_now < best.num_cpus_now and time.monotonic() < deadline:
+        time.sleep(0.2)
+        best = max(best, look(), key=lambda cluster: cluster.unused.num_cpus_now)
+    return best
 
 
 def fit(wanted: Wanted, settings: ClusterSettings, *, predicts: bool = True) -> tuple[Resources, Cluster]:
@@ -109,7 +128,8 @@ def fit(wanted: Wanted, settings: ClusterSettings, *, predicts: bool = True) -> 
     Raises:
         UserError: The cluster never has what is wanted, or there is none.
     """
-    cluster = connect(settings)
+    connect(settings)
+    cluster = _look_until_free()
     resources = size_pipeline(wanted, cluster)
     refusal = check_pipeline(resources, cluster) if predicts else check_decoding(resources, cluster)
     if refusal:

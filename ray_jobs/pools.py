@@ -35,31 +35,47 @@ class Pool:
 def spoken(resources: Resources, cluster: Cluster) -> str:
     """The pools of a run in a line of its log."""
     share = f" and {resources.gpus_per_predictor:g} GPU" if resources.gpus_per_predictor else ""
-    return (
-        f"pools: {num_decoders(resources, cluster)} decoders at a time ({DECODE_CPUS:g} CPU each), "
+    number = num_decoders(resources, cluster.unused)
+    lines = [
+        f"pools: {number} decoders at a time ({DECODE_CPUS:g} CPU each), "
         f"{resources.num_predictors} predictors ({PREDICT_CPUS:g} CPU{share} each); --plan-resources says why"
+    ]
+    if cluster.unused.num_cpus_now < cluster.num_cpus_now:
+        lines.append(f"  others hold {held(cluster)}")
+    if not number and not cluster.grows:
+        lines.append("  no decoder has room beside the predictors: it waits until others end, or for nodes")
+    return "\n".join(lines)
+
+
+def held(cluster: Cluster) -> str:
+    """How much of the cluster is not free."""
+    unused = cluster.unused
+    gpus = f" and {cluster.num_gpus_now - unused.num_gpus_now:g} of {cluster.num_gpus_now:g} GPUs"
+    return (
+        f"{cluster.num_cpus_now - unused.num_cpus_now:g} of {cluster.num_cpus_now:g} CPUs"
+        f"{gpus if unused.num_gpus_now < cluster.num_gpus_now else ''}"
     )
 
 
 def pipeline_pools(resources: Resources, cluster: Cluster, wanted: Wanted | None = None) -> list[Pool]:
     """What scoring asks for, and why."""
-    share, number = resources.gpus_per_predictor, resources.num_predictors
+    share, number, unused = resources.gpus_per_predictor, resources.num_predictors, cluster.unused
     given = wanted is not None and wanted.num_predictors is not None
     if given:
         why = "--predictors"
     elif share:
         why = (
-            f"{cluster.num_gpus:g} GPUs × {predictors_on_gpu(share) or 1} on each, at most "
-            f"{PREDICT_SHARE:.0%} of {cluster.num_cpus:g} CPUs, and what memory holds"
+            f"{unused.num_gpus:g} free GPUs × {predictors_on_gpu(share) or 1} on each, at most "
+            f"{PREDICT_SHARE:.0%} of {unused.num_cpus:g} free CPUs, and what memory holds"
         )
     else:
         why = (
-            f"{PREDICT_SHARE:.0%} of {cluster.num_cpus:g} CPUs, and what memory holds; plan --estimate measures what "
-            "your scorers and videos take, and --predictors sets it"
+            f"{PREDICT_SHARE:.0%} of {unused.num_cpus:g} free CPUs, and what memory holds; plan --estimate measures "
+            "what your scorers and videos take, and --predictors sets it"
         )
     return [
         Pool("driver", "1", 0, 0, 0, "the head node", "plans and commits; it asks for nothing, keep a CPU of the head"),
-        _decoders(resources, num_decoders(resources, cluster), "tasks on whatever CPUs the predictors leave"),
+        _decoders(resources, num_decoders(resources, unused), "tasks on whatever CPUs the predictors leave"),
         Pool(
             "predictors",
             f"{number}, fixed",
@@ -74,7 +90,7 @@ def pipeline_pools(resources: Resources, cluster: Cluster, wanted: Wanted | None
 
 def preparing_pools(resources: Resources, cluster: Cluster) -> list[Pool]:
     """What preparing a dataset asks for, and why."""
-    number = num_decoders(resources, cluster, predicts=False)
+    number = num_decoders(resources, cluster.unused, predicts=False)
     return [
         Pool("driver", "1", 0, 0, 0, "the head node", "stages crops, and finishes the dataset"),
         _decoders(resources, number, "tasks on whatever CPUs are idle"),

@@ -8,7 +8,7 @@ from infra.storage import Storage
 from ray_jobs.cluster import connect
 from ray_jobs.console import console
 from ray_jobs.crops.dataset import read_manifest
-from ray_jobs.pools import Pool, pipeline_pools, preparing_pools, training_pools
+from ray_jobs.pools import Pool, held, pipeline_pools, preparing_pools, training_pools
 from ray_jobs.sizing import GIB, Cluster, Resources, Wanted, check_decoding, check_pipeline, size_pipeline
 from ray_jobs.training.checks import check_resources, training_resources
 from ray_jobs.training.config import TrainConfig
@@ -59,9 +59,10 @@ def print_pools(pools: list[Pool], cluster: Cluster) -> None:
     """The cluster in a line, then a row a pool."""
     spot = sum(node.is_spot for node in cluster.nodes)
     growth = f", may grow to {cluster.num_cpus:g} CPUs and {cluster.num_gpus:g} GPUs" if cluster.grows else ""
+    used = f"; others hold {held(cluster)}" if cluster.unused.num_cpus_now < cluster.num_cpus_now else ""
     console.print(
         f"cluster: {len(cluster.nodes)} nodes ({spot} spot), {cluster.num_cpus_now:g} CPUs, "
-        f"{cluster.num_gpus_now:g} GPUs, {cluster.memory_bytes_now / GIB:.1f} GiB for tasks{growth}",
+        f"{cluster.num_gpus_now:g} GPUs, {cluster.memory_bytes_now / GIB:.1f} GiB for tasks{growth}{used}",
         highlight=False,
     )
     table = Table()

@@ -71,10 +71,27 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """The nodes that are there, and the most of each resource that an autoscaler may bring (empty: none does)."""
+    """The nodes that are there, and the most of each resource that an autoscaler may bring (empty: none does).
+
+    ``free`` is what of each node nobody holds at the moment; None: all of it.
+    """
 
     nodes: tuple[Node, ...]
     limits: dict[str, float] = field(default_factory=dict)
+    free: tuple[Node, ...] | None = None
+
+    @property
+    def unused(self) -> "Cluster":
+        """What others leave of it: a service, a training, another run."""
+        if self.free is None:
+            return self
+        left = Cluster(self.free)
+        held = {
+            "CPU": self.num_cpus_now - left.num_cpus_now,
+            "GPU": self.num_gpus_now - left.num_gpus_now,
+            "memory": self.memory_bytes_now - left.memory_bytes_now if self.memory_bytes_now < math.inf else 0.0,
+        }
+        return Cluster(self.free, {name: max(0.0, limit - held.get(name, 0.0)) for name, limit in self.limits.items()})
 
     @property
     def num_cpus_now(self) -> float:
@@ -112,19 +129,24 @@ class Cluster:
 
 
 def size_pipeline(wanted: Wanted, cluster: Cluster) -> Resources:
-    """Fill in what was left to the cluster. Predictors are a fixed pool; decoders take what is left."""
+    """Fill in what was left to the cluster. Predictors are a fixed pool; decoders take what is left.
+
+    Where predictors run is decided by what the cluster has, how many by what nobody holds at the moment: predictors
+    sized by CPUs that a service or another run keeps would take the decoders' place, and all would wait for ever.
+    """
     share = wanted.gpus_per_predictor
     if share is None:
         share = 1 / PREDICTORS_PER_GPU
         share = share if predictors_on_gpus(cluster, share) else 0.0  # GPUs of spot nodes hold none
-    number = wanted.num_predictors or _num_predictors(share, cluster)
+    unused = cluster.unused
+    number = wanted.num_predictors or _num_predictors(share, unused)
     resources = Resources(
         num_predictors=number,
         gpus_per_predictor=share,
         rows_per_block=wanted.rows_per_block,
         decode_resource=DECODE_RESOURCE if cluster.has(DECODE_RESOURCE) else None,
     )
-    if wanted.num_predictors is None and number > 1 and check_decoding(resources, cluster, predicts=True):
+    if wanted.num_predictors is None and number > 1 and check_decoding(resources, unused, predicts=True):
         # Memory that no CPU goes with was counted: where a predictor less stands, a decoder does.
         return resources.model_copy(update={"num_predictors": number - 1})
     return resources

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import ray.data
 import torch
 
@@ -18,7 +19,7 @@ from ray_jobs import planning, score_run, scoring
 from ray_jobs.score_config import ScoreConfig, plan_run, resolve_scorers
 from ray_jobs.score_table import QUARANTINE, score_table
 from ray_jobs.scoring import ScoreResult, run_score
-from ray_jobs.sizing import Resources
+from ray_jobs.sizing import Resources, Wanted
 from ray_jobs.stages.extract import ExtractConfig, Extractor, unpack_crops
 from ray_jobs.stages.sink import ScoreSink
 from tests.integration.conftest import FACE_POLICY, FRAME_POLICY, World
@@ -83,6 +84,31 @@ def test_a_long_due_list_goes_through_several_datasets(
     assert len(begun) == 2
     for name in (score_table("attractiveness"), score_table("fs2k"), QUARANTINE):
         assert ids(tmp_path, name) == ids(scored[0], name)
+
+
+@pytest.mark.parametrize("num_cpus", [0, 2])
+def test_a_run_takes_what_others_leave(
+    world: World, tmp_path: Path, num_cpus: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two predictors by default on four CPUs; beside a service that keeps two of them, one, and a decoder."""
+
+    @ray.remote(num_cpus=num_cpus)
+    class Service:
+        def answer(self) -> str:
+            return "here"
+
+    service = Service.remote()
+    assert ray.get(service.answer.remote()) == "here"
+    result = run_score(config(world, tmp_path, resources=Wanted()), world.settings)
+    assert result.outcome is not None
+    assert result.outcome.done == 20
+    told = capsys.readouterr().out
+    if num_cpus:
+        assert "pools: 1 decoders at a time (0.9 CPU each), 1 predictors" in told
+        assert "others hold 2 of 4 CPUs" in told
+    else:
+        assert "2 predictors" in told
+        assert "others hold" not in told
 
 
 def test_a_broken_video_costs_its_row_and_says_why(scored: tuple[Path, ScoreResult]) -> None:

@@ -2,13 +2,14 @@
 
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_jobs.cluster import look
-from ray_jobs.pools import pipeline_pools, preparing_pools, training_pools
+from ray_jobs.pools import pipeline_pools, preparing_pools, spoken, training_pools
 from ray_jobs.sizing import (
     DECODE_CPUS,
     DECODE_MEMORY_BYTES,
@@ -213,6 +214,50 @@ def test_what_is_sized_by_the_cluster_starts_or_is_refused_and_starves_nobody(no
         assert resources.num_predictors * resources.gpus_per_predictor <= cluster.num_gpus + 1e-6
 
 
+@given(st.lists(NODES, min_size=1, max_size=12), st.data())
+def test_what_others_hold_is_left_to_them(nodes: list[Node], data: st.DataObject) -> None:
+    free = tuple(replace(node, num_cpus=float(data.draw(st.integers(0, int(node.num_cpus))))) for node in nodes)
+    cluster = Cluster(tuple(nodes), free=free)
+    resources, alone = size_pipeline(Wanted(), cluster), size_pipeline(Wanted(), Cluster(tuple(nodes)))
+    assert 1 <= resources.num_predictors <= alone.num_predictors
+    assert resources.gpus_per_predictor == alone.gpus_per_predictor
+    if resources.num_predictors > 1:
+        assert num_decoders(resources, cluster.unused) >= 1
+    assert (check_pipeline(resources, cluster) is None) >= (check_pipeline(alone, cluster) is None)
+
+
+def test_a_run_beside_a_service_takes_what_is_free() -> None:
+    small = Node(2, memory_bytes=16 * GIB)
+    nodes = (small, small)
+    beside = Cluster(nodes, free=(Node(1, memory_bytes=15 * GIB),) * 2)
+    assert size_pipeline(Wanted(), Cluster(nodes)).num_predictors == 2
+    resources = size_pipeline(Wanted(), beside)
+    assert resources.num_predictors == 1
+    assert check_pipeline(resources, beside) is None
+    assert spoken(resources, beside).splitlines()[1:] == ["  others hold 2 of 4 CPUs"]
+    full = Cluster(nodes, free=(Node(0, memory_bytes=15 * GIB),) * 2)
+    resources = size_pipeline(Wanted(), full)
+    assert resources.num_predictors == 1
+    assert check_pipeline(resources, full) is None  # others may end
+    assert "no decoder has room beside the predictors: it waits" in spoken(resources, full)
+
+
+def test_a_second_run_on_gpus_takes_those_that_are_free() -> None:
+    node = Node(32, num_gpus=4, memory_bytes=256 * GIB)
+    cluster = Cluster((node,), free=(Node(16, num_gpus=1, memory_bytes=200 * GIB),))
+    assert size_pipeline(Wanted(), Cluster((node,))).num_predictors == 8
+    resources = size_pipeline(Wanted(), cluster)
+    assert (resources.num_predictors, resources.gpus_per_predictor) == (2, 0.5)
+    assert "others hold 16 of 32 CPUs and 3 of 4 GPUs" in spoken(resources, cluster)
+
+
+def test_an_autoscaler_brings_what_others_leave_of_its_limits() -> None:
+    node = Node(16, memory_bytes=64 * GIB)
+    busy = Cluster((node,), {"CPU": 64, "memory": 256 * GIB}, (replace(node, num_cpus=4.0),))
+    assert busy.unused.limits == {"CPU": 52, "memory": 256 * GIB}
+    assert size_pipeline(Wanted(), busy).num_predictors == 26
+
+
 def test_small_clusters_keep_one_predictor() -> None:
     assert size_pipeline(Wanted(), Cluster((Node(4, memory_bytes=16 * GIB),))).num_predictors <= 2
     refusal = check_pipeline(Resources(num_predictors=3), Cluster((Node(4, memory_bytes=16 * GIB),)))
@@ -265,7 +310,7 @@ def test_every_pool_says_why() -> None:
     pools = pipeline_pools(size_pipeline(Wanted(), cluster), cluster, Wanted())
     assert [pool.name for pool in pools] == ["driver", "decoders", "predictors"]
     assert all(pool.why and pool.where for pool in pools)
-    assert "4 GPUs × 2" in pools[-1].why
+    assert "4 free GPUs × 2" in pools[-1].why
     given_by_user = pipeline_pools(Resources(num_predictors=2), cluster, Wanted(num_predictors=2))
     assert given_by_user[-1].why == "--predictors"
 
@@ -273,16 +318,19 @@ def test_every_pool_says_why() -> None:
 def test_nodes_and_limits_are_read_from_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     offered = {"CPU": 4.0, "memory": 8.0 * GIB, "object_store_memory": 1.0, "node:10.0.0.1": 1.0, "decode": 2.0}
     nodes = [
-        {"Alive": True, "Resources": offered, "Labels": {"ray.io/market-type": "spot"}},
-        {"Alive": True, "Resources": {"GPU": 1.0, "node:__internal_head__": 1.0}, "Labels": {}},
-        {"Alive": False, "Resources": offered, "Labels": {}},
+        {"Alive": True, "NodeID": "a", "Resources": offered, "Labels": {"ray.io/market-type": "spot"}},
+        {"Alive": True, "NodeID": "b", "Resources": {"GPU": 1.0, "node:__internal_head__": 1.0}, "Labels": {}},
+        {"Alive": False, "NodeID": "c", "Resources": offered, "Labels": {}},
     ]
     monkeypatch.setattr("ray.nodes", lambda: nodes)
     limits = {"CPU": sys.maxsize, "GPU": 8, "decode": 0}  # as Ray says of a group without a maximum
     monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: limits)
+    free = {"a": {"CPU": 1.0, "memory": 2.0 * GIB, "decode": 1.0, "node:10.0.0.1": 1.0}}
+    monkeypatch.setattr("ray._private.state.state.available_resources_per_node", lambda: free)
     assert look() == Cluster(
         (Node(4, memory_bytes=8 * GIB, custom={"decode": 2}, is_spot=True), Node(0, num_gpus=1, memory_bytes=0)),
         {"CPU": math.inf, "GPU": 8, "decode": 0},
+        (Node(1, memory_bytes=2 * GIB, custom={"decode": 1}, is_spot=True), Node(0, memory_bytes=0)),
     )
     monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: None)
     assert not look().grows
