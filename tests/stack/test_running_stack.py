@@ -31,6 +31,7 @@ from infra.tracking import tracking_client
 from models import promotion, registry
 from ray_jobs.drawing.catalog import draw_catalog
 from ray_jobs.score_table import QUARANTINE, score_table
+from serve.client import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "infra/prometheus/rules.yml"
@@ -39,6 +40,7 @@ PROMETHEUS = os.environ.get("FACEREEL_TEST_PROMETHEUS")
 TASK = "attractiveness"
 POLICY = "{frame: {every: 12, limit: 3}, face: {crop_size: 64}}"
 NUM_FACES, NUM_NO_FACE, NUM_BROKEN = 19, 2, 6
+NUM_DUE = NUM_FACES - 1 + NUM_NO_FACE + NUM_BROKEN  # without the minor
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -130,10 +132,9 @@ def test_train_and_score_with_everything_in_the_bucket(world: World) -> None:
         *f"python -m ray_jobs score --catalog {world.root}/catalog.csv --tables {world.root}/tables".split(),
         *f"--task {TASK} --commit-every 3".split(),
     )
-    num_due = NUM_FACES - 1 + NUM_NO_FACE + NUM_BROKEN  # without the minor
-    assert f"{num_due} of {num_due} due videos accounted for" in out
+    assert f"{NUM_DUE} of {NUM_DUE} due videos accounted for" in out
     store = DeltaStore(f"{world.root}/tables", world.storage)
-    assert store.num_rows(score_table(TASK)) + store.num_rows(QUARANTINE) == num_due
+    assert store.num_rows(score_table(TASK)) + store.num_rows(QUARANTINE) == NUM_DUE
     look_at_metrics(world)
     again = f"python -m ray_jobs score --catalog {world.root}/catalog.csv --tables {world.root}/tables --task {TASK}"
     out = submit(*again.split())
@@ -179,6 +180,12 @@ def test_serve_as_a_job(world: World) -> None:
             assert answer.status_code == 200, answer.text
             httpx.post(f"{url}/v1/images:score", content=grey.getvalue(), timeout=60)
         assert httpx.post(f"{url}/v1/images:score", content=b"no picture", timeout=60).status_code == 415
+        with Client(url) as client:  # on the CPUs that the service leaves
+            batch = client.create_batch(f"{world.root}/catalog.csv", tasks=[TASK])
+            batch = client.wait_for_batch(batch.id, every_s=2)
+        assert batch.state == "succeeded", batch
+        assert batch.counts is not None
+        assert batch.counts.done == batch.counts.due == NUM_DUE
         time.sleep(25)  # Ray sends every ten seconds, Prometheus looks every ten seconds
         look_at_metrics(world)
 
