@@ -30,7 +30,7 @@ WANTED_S = 120.0
 
 def make(root: Path, num_crops: int) -> None:
     """Staged files as extraction leaves them."""
-    from ray_jobs.crops.dataset import encode_crop
+    from ray_jobs.crops.jpeg import encode_crop
     from ray_jobs.crops.staging import KEY, PREFIX
     from ray_jobs.splits import split_of
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.training                      steps on the real reader against one batch over and over
     python -m benchmarks.training --device cuda        the same on a GPU, as the recipe attractiveness-best runs there
+    python -m benchmarks.training interpreter          the reader beside a loop in Python, as one on a fast GPU is
     python -m benchmarks.training losses               attractiveness by loss, unseen creators
     python -m benchmarks.training workers              one worker and two with the same global batch
     python -m benchmarks.training resume               an undisturbed run and one whose worker is killed twice
@@ -11,10 +12,13 @@ over seeds of the best epoch's validation errors, in points.
 """
 
 import argparse
+import os
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -22,6 +26,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,7 +42,7 @@ from models.network import build_network
 from models.tasks.base import get_task
 from models.transforms import AugmentConfig, InputConfig, to_training_input
 from models.video.sampling import FramePolicy
-from ray_jobs.crops.dataset import encode_crop
+from ray_jobs.crops.jpeg import decode_crop, encode_crop
 from ray_jobs.drawing.catalog import draw_catalog
 from ray_jobs.preparing import PrepareConfig, run_prepare
 from ray_jobs.training.checkpoint import LAST, Checkpoints
@@ -132,7 +137,7 @@ def print_reader(console: Console, kind: Step) -> None:
     rates: dict[str, list[tuple[float, float]]] = {"one batch, again and again": [], "memory": [], "streamed files": []}
     with tempfile.TemporaryDirectory() as folder:
         uri = part(Path(folder))
-        options = {"batch_size": kind.batch, "rank": 0, "world": 1, "seed": 0}
+        options = {"batch_size": kind.batch, "rank": 0, "world": 1, "seed": 0, "num_decoders": num_decoders()}
         memory, files = (
             CropReader([uri], Storage(), get_task("attractiveness"), None, resident=resident, **options)
             for resident in (True, False)
@@ -149,6 +154,62 @@ def print_reader(console: Console, kind: Step) -> None:
         waited = median(share for _, share in found)
         table.add_row(name, f"{median(rate for rate, _ in found):.2f}", f"{ratio:.0%}", f"{waited:.2%}")
     console.print(table)
+
+
+def num_decoders() -> int:
+    """Half of the CPUs, eight at most."""
+    return min(8, max(1, (os.cpu_count() or 1) // 2))
+
+
+def print_interpreter(console: Console) -> None:
+    """Steps of Python alone, each as much work: whoever decodes in this process takes the interpreter from them.
+
+    In a run on a fast GPU the loop is such: it hardly computes, and must be back in time to start the next kernels.
+    """
+    table = Table(title=f"steps a second of a loop in Python, 16 crops of 256 pixels each; medians of {ROUNDS} rounds")
+    for name in ("batches from", "steps/s", "of one batch"):
+        table.add_column(name, justify="left" if name == "batches from" else "right")
+    with tempfile.TemporaryDirectory() as folder:
+        uri = part(Path(folder))
+        encoded = pq.read_table(uri, columns=["crop"])["crop"].to_pylist()
+        reader = CropReader(
+            [uri],
+            Storage(),
+            get_task("attractiveness"),
+            None,
+            batch_size=16,
+            rank=0,
+            world=1,
+            seed=0,
+            resident=False,
+            num_decoders=num_decoders(),
+        )
+        rates: dict[str, list[float]] = {"one batch, again and again": [], "decoding processes": [], "threads": []}
+        for epoch in range(ROUNDS):
+            for found, batches in zip(
+                rates.values(), (repeat(None), reader.epoch(epoch), in_threads(encoded)), strict=True
+            ):
+                for step in range(STEPS + WARM_UP):
+                    if step == WARM_UP:
+                        start = time.perf_counter()
+                    next(batches)
+                    sum(number % 7 for number in range(400_000))
+                found.append(STEPS / (time.perf_counter() - start))
+    for name, found in rates.items():
+        alone = rates["one batch, again and again"]
+        ratio = median(rate / other for rate, other in zip(found, alone, strict=True))
+        table.add_row(name, f"{median(found):.1f}", f"{ratio:.0%}")
+    console.print(table)
+
+
+def in_threads(encoded: list[bytes]) -> Iterator[list[npt.NDArray[np.uint8]]]:
+    """The rival: batches of 16 crops decoded ahead in four threads of this process."""
+    with ThreadPoolExecutor(4) as pool:
+        ahead: deque[list[Future[npt.NDArray[np.uint8]]]] = deque()
+        for first in range(0, len(encoded), 16):
+            ahead.append([pool.submit(decode_crop, crop) for crop in encoded[first : first + 16]])
+            if len(ahead) > 4:
+                yield [future.result() for future in ahead.popleft()]
 
 
 def drawn_dataset(folder: Path, settings: Settings, num_videos: int) -> str:
@@ -248,7 +309,9 @@ COMPARISONS = {"losses": print_losses, "workers": print_workers, "resume": print
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", metavar="WHAT", help="reader (default), losses, workers, resume")
+    parser.add_argument(
+        "what", nargs="*", metavar="WHAT", help="reader (default), interpreter, losses, workers, resume"
+    )
     parser.add_argument("--videos", type=int, default=480, help="drawn videos (480)")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of each run (12)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds (0 1)")
@@ -257,11 +320,13 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", default=losses, choices=losses, metavar="LOSS", help="losses (all)")
     given = parser.parse_args()
     chosen = given.what or ["reader"]
-    if unknown := set(chosen) - {"reader", *COMPARISONS}:
+    if unknown := set(chosen) - {"reader", "interpreter", *COMPARISONS}:
         parser.error(f"no comparison {', '.join(sorted(unknown))}")
     console = Console(width=120)
     if "reader" in chosen:
         print_reader(console, STEP_OF[given.device])
+    if "interpreter" in chosen:
+        print_interpreter(console)
     if comparisons := [name for name in COMPARISONS if name in chosen]:
         with tempfile.TemporaryDirectory(prefix="facereel-training-") as folder:
             settings = load_settings(None, tracking={"uri": f"sqlite:///{folder}/mlflow.db"})

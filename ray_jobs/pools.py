@@ -9,7 +9,6 @@ from ray_jobs.sizing import (
     PREDICT_CPUS,
     PREDICT_MEMORY_BYTES,
     PREDICT_SHARE,
-    TRAIN_MEMORY_BYTES,
     Cluster,
     Resources,
     Training,
@@ -114,7 +113,6 @@ def _decoders(resources: Resources, number: int, why: str) -> Pool:
 def training_pools(training: Training, cluster: Cluster) -> list[Pool]:
     """What training asks for, and why."""
     size = f"{training.least} to {training.most}" if training.least < training.most else f"{training.most}, fixed"
-    kept = training.memory_bytes > TRAIN_MEMORY_BYTES
     crops = f"{training.crops_bytes / GIB:.2f} GiB of decoded crops"
     return [
         Pool("driver", "1", 0, 0, 0, "the head node", "looks after the run; it asks for nothing"),
@@ -127,6 +125,10 @@ def training_pools(training: Training, cluster: Cluster) -> list[Pool]:
             training.memory_bytes,
             "nodes that are not spot",
             f"--workers; there is room for {training.room(cluster)}. "
-            + (f"Each keeps {crops}" if kept else f"{crops} are more than --resident-bytes, so they are streamed"),
+            + (
+                f"Each keeps {crops}"
+                if training.is_resident
+                else f"{crops} are more than --resident-bytes, so they are streamed"
+            ),
         ),
     ]

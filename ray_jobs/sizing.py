@@ -24,6 +24,8 @@ PREDICT_SHARE = 0.5
 PREDICTORS_PER_GPU = 2
 # A training worker before it holds any crops: torch, a network and its optimizer.
 TRAIN_MEMORY_BYTES = int(1.25 * GIB)
+# Beside it, of each process that decodes streamed crops, with batches of 64 crops of 256 pixels ahead.
+TRAIN_DECODER_BYTES = GIB // 2
 # Reading the due list and handing out rows must find a CPU whatever the pools take, or all wait for each other.
 SPARE_CPUS = 2
 
@@ -274,10 +276,15 @@ class Training:
     resident_bytes: int = 0  # kept in a worker's memory, at most
 
     @property
+    def is_resident(self) -> bool:
+        """Whether every worker keeps all decoded crops; else a process for each of its CPUs decodes them anew."""
+        return self.crops_bytes <= self.resident_bytes
+
+    @property
     def memory_bytes(self) -> int:
-        """Of each worker: every worker keeps all decoded crops, where they fit."""
-        kept = self.crops_bytes if self.crops_bytes <= self.resident_bytes else 0
-        return TRAIN_MEMORY_BYTES + kept
+        """Of each worker."""
+        decoders_bytes = self.cpus_per_worker * TRAIN_DECODER_BYTES
+        return TRAIN_MEMORY_BYTES + (self.crops_bytes if self.is_resident else decoders_bytes)
 
     def room(self, cluster: Cluster) -> int:
         """Workers that the nodes that are there hold; spot nodes hold none."""

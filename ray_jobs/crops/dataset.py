@@ -1,13 +1,10 @@
 """The crops dataset on disk: Parquet parts of encoded crops with labels, and a manifest that is written last."""
 
 import hashlib
-import io
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.errors import UserError
@@ -24,8 +21,6 @@ MANIFEST = "dataset.json"
 CARD = "card.html"
 PEOPLE = "people.txt"  # beside the manifest, among a training run's artifacts
 UNKNOWN_PEOPLE = "unknown"  # a line of it: the starting weights saw people whom nobody noted
-# Full-resolution chroma at quality 95: a quarter of PNG's bytes, and no difference that a score could see.
-_JPEG = {"quality": 95, "subsampling": 0}
 
 
 class DatasetRules(BaseModel):
@@ -89,18 +84,6 @@ class DatasetManifest(BaseModel):
     def num_crops(self) -> dict[str, int]:
         """Crops in each split."""
         return {name: split.num_crops for name, split in self.splits.items()}
-
-
-def encode_crop(crop: np.ndarray) -> bytes:
-    """A crop uint8[S, S, 3] as JPEG bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(crop).save(buffer, "JPEG", **_JPEG)
-    return buffer.getvalue()
-
-
-def decode_crop(data: bytes) -> np.ndarray:
-    """The crop uint8[S, S, 3] of JPEG bytes."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def read_manifest(root: str, storage: Storage) -> DatasetManifest:

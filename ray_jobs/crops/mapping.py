@@ -10,7 +10,7 @@ import ray
 
 from infra.storage import Storage
 from ray_jobs.console import RunProgress
-from ray_jobs.crops.dataset import decode_crop
+from ray_jobs.crops.jpeg import decode_crop
 
 BLOCK = 512
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from ray_jobs.crops.dataset import decode_crop
+from ray_jobs.crops.jpeg import decode_crop
 
 TEMPLATES = Path(__file__).parent / "templates"
 

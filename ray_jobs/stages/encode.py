@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from ray_jobs.crops.dataset import decode_crop, encode_crop
+from ray_jobs.crops.jpeg import decode_crop, encode_crop
 from ray_jobs.splits import SplitBy, split_of
 from ray_jobs.stages.extract import FACE_TYPE, unpack_crops
 

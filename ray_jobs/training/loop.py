@@ -83,6 +83,7 @@ class _Training:
             world=self._world,
             seed=self._recipe.seed,
             resident=_train_bytes(worker) <= worker.train.resident_bytes,
+            num_decoders=worker.train.cpus_per_worker,
         )
         self._validation = read_validation(
             worker.validation_parts, storage, self._task, rank=self._rank, world=self._world

@@ -1,8 +1,7 @@
 """Crops of a split for training and validation, straight from its Parquet parts: in memory, or window by window."""
 
-import queue
-import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,12 @@ import torch
 
 from infra.storage import Storage
 from models.tasks.base import Targets, Task
-from ray_jobs.crops.dataset import decode_crop
+from ray_jobs.crops.jpeg import decode_crop
 from ray_jobs.training.balance import Balance
+from ray_jobs.training.decoding import DecodedBatches
 from ray_jobs.training.order import EpochOrder, Window
 
-DECODE_THREADS = 4  # Pillow decodes without Python's lock
-BATCHES_AHEAD = 4
+DECODE_THREADS = 4
 WINDOW_ROWS = 20_000  # encoded crops of a window: about 400 MB, of which two are held
 Pair = tuple[torch.Tensor, torch.Tensor]  # crops uint8[n, S, S, 3], targets int64[n, H]
 
@@ -49,6 +48,8 @@ class CropReader:
         world: Number of workers.
         seed: Of the order.
         resident: Keep all crops decoded in memory, instead of reading them anew in each epoch.
+        num_decoders: Processes that decode what is read anew: in threads they would take the interpreter from the
+            training loop. 0: the loop decodes.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class CropReader:
         world: int,
         seed: int,
         resident: bool,
+        num_decoders: int = 0,
         window_rows: int = WINDOW_ROWS,
     ) -> None:
         self._files = _Files(parts, storage)
@@ -77,6 +79,7 @@ class CropReader:
             self._files.group_sizes, batch_size=batch_size, seed=seed, window_rows=None if resident else window_rows
         )
         self._crops = torch.from_numpy(_decoded(self._files.crops())) if resident else None
+        self._decoded = DecodedBatches(num_decoders)
         self.steps_per_epoch = self._order.num_steps(
             len(self._targets) if balance is None else balance.per_class * len(balance.class_counts)
         )
@@ -89,7 +92,10 @@ class CropReader:
                 own = rows[self._rank :: self._world]
                 yield Batch(step, own, len(rows), self._crops[own], self._targets[own])
             return
-        yield from _ahead(self._streamed(windows, first_step))
+        read: deque[tuple[int, npt.NDArray[np.int64], int]] = deque()  # whose crops are being decoded
+        for crops in self._decoded.of(self._streamed(windows, first_step, read)):
+            step, own, num_rows = read.popleft()
+            yield Batch(step, own, num_rows, crops, self._targets[own])
 
     def names(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """Videos of these rows, for a message."""
@@ -101,8 +107,11 @@ class CropReader:
         balance = self._balance
         return np.asarray([balance.copies(label, rank, epoch) for label, rank in self._ranked], dtype=np.int64)
 
-    def _streamed(self, windows: Sequence[Window], step: int) -> Iterator[Batch]:
-        with ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(DECODE_THREADS) as decoders:
+    def _streamed(
+        self, windows: Sequence[Window], step: int, read: deque[tuple[int, npt.NDArray[np.int64], int]]
+    ) -> Generator[list[bytes]]:
+        """The encoded crops of each batch; step, rows and size of it go to ``read``."""
+        with ThreadPoolExecutor(1) as loader:
             held: dict[int, bytes] = {}
             waiting = [loader.submit(self._files.encoded, windows[0].groups)] if windows else []
             for index, window in enumerate(windows):
@@ -111,8 +120,8 @@ class CropReader:
                     waiting.append(loader.submit(self._files.encoded, windows[index + 1].groups))
                 for rows in window.batches:
                     own = rows[self._rank :: self._world]
-                    crops = np.stack(list(decoders.map(decode_crop, [encoded[row] for row in own.tolist()])))
-                    yield Batch(step, own, len(rows), torch.from_numpy(crops), self._targets[own])
+                    read.append((step, own, len(rows)))
+                    yield [encoded[row] for row in own.tolist()]
                     step += 1
                 held = {row: encoded[row] for row in window.later.tolist()}
 
@@ -179,38 +188,3 @@ def _decoded(crops: Sequence[bytes]) -> npt.NDArray[np.uint8]:
         for row, crop in enumerate(pool.map(decode_crop, crops)):
             found[row] = crop
     return found
-
-
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, made in a thread of their own while earlier ones are used."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(BATCHES_AHEAD)
-    is_over = threading.Event()
-
-    def put(item: Batch | BaseException | None) -> bool:
-        while not is_over.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def run() -> None:
-        try:
-            for batch in batches:
-                if not put(batch):
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=run, name="batches", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        is_over.set()
-        thread.join()

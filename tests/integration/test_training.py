@@ -217,8 +217,18 @@ def test_an_evaluation_says_what_the_scorer_is_worth(
 def test_a_killed_worker_and_a_stopped_driver_change_nothing(
     world: World, dataset: tuple[str, DatasetManifest], tmp_path: Path
 ) -> None:
-    """Bitwise on one CPU worker: the run goes on in the middle of an epoch, in its MLflow run, as if nothing were."""
-    options = {"epochs": 8, "batch_size": 4, "num_workers": 1, "checkpoint_every_steps": 2, "log_every_steps": 1}
+    """Bitwise on one CPU worker: the run goes on in the middle of an epoch, in its MLflow run, as if nothing were.
+
+    Its crops are streamed, so other processes decode them, and end with their worker.
+    """
+    options = {
+        "epochs": 8,
+        "resident_bytes": 0,
+        "batch_size": 4,
+        "num_workers": 1,
+        "checkpoint_every_steps": 2,
+        "log_every_steps": 1,
+    }
     options |= {"storage": str(tmp_path), "ema": 0.9, "dropout": 0.2, "mixup": 0.2, "cutmix": 1.0, "mirror": True}
     with training_here():
         calm = run_train(train_config(world, dataset[0], name="calm", **options), world.settings)
@@ -266,7 +276,10 @@ def _kill_worker(checkpoints: Checkpoints) -> int:
         if state is not None and state["epoch"] >= 1 and state["step"] > 0:
             mine = psutil.Process().children(recursive=True)
             (worker,) = [process for process in mine if "RayTrainWorker" in " ".join(process.cmdline())]
+            decoders = worker.children(recursive=True)
+            assert decoders
             worker.kill()
+            assert psutil.wait_procs(decoders, timeout=30)[1] == []
             return int(state["step"])
         time.sleep(0.02)
 

@@ -1,5 +1,7 @@
 """Balanced epochs: each class exactly as often as wanted, over all workers, reproducibly, and fairly over epochs."""
 
+import gc
+import multiprocessing
 import threading
 import time
 from collections import Counter
@@ -11,10 +13,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import UnidentifiedImageError
 
 from infra.storage import Storage
 from models.tasks.base import get_task
-from ray_jobs.crops.dataset import encode_crop
+from ray_jobs.crops.jpeg import encode_crop
 from ray_jobs.training.balance import Balance
 from ray_jobs.training.order import EpochOrder
 from ray_jobs.training.reader import CropReader
@@ -55,7 +58,9 @@ def part(tmp_path: Path) -> str:
     return str(tmp_path / "train-00000.parquet")
 
 
-def readers(part: str, per_class: int | None, *, resident: bool = True, world: int = 3) -> list[CropReader]:
+def readers(
+    part: str, per_class: int | None, *, resident: bool = True, world: int = 3, num_decoders: int = 0
+) -> list[CropReader]:
     task = get_task("attractiveness")
     balance = None if per_class is None else Balance("score", per_class, COUNTS)
     return [
@@ -69,6 +74,7 @@ def readers(part: str, per_class: int | None, *, resident: bool = True, world: i
             world=world,
             seed=0,
             resident=resident,
+            num_decoders=num_decoders,
             window_rows=20,
         )
         for rank in range(world)
@@ -117,12 +123,43 @@ def test_an_epoch_goes_on_from_any_step(part: str, resident: bool) -> None:
             assert torch.equal(batch.crops, expected.crops)
 
 
-def test_streamed_crops_are_those_of_memory(part: str) -> None:
-    (streamed,), (resident,) = (readers(part, None, resident=value, world=1) for value in (False, True))
+@pytest.mark.parametrize("num_decoders", [0, 2])
+def test_streamed_crops_are_those_of_memory(part: str, num_decoders: int) -> None:
+    (streamed,) = readers(part, None, resident=False, world=1, num_decoders=num_decoders)
+    (resident,) = readers(part, None, world=1)
     crops = {row: crop for batch in resident.epoch(0) for row, crop in zip(batch.rows, batch.crops, strict=True)}
-    for batch in streamed.epoch(0):
-        for row, crop in zip(batch.rows, batch.crops, strict=True):
-            assert torch.equal(crop, crops[row])
+    state = torch.get_rng_state()
+    num_rows = 0
+    for epoch in (0, 1):
+        next(streamed.epoch(epoch))  # left early: what was decoded ahead does not come again
+        for batch in streamed.epoch(epoch):
+            for row, crop in zip(batch.rows, batch.crops, strict=True):
+                assert torch.equal(crop, crops[row])
+                num_rows += 1
+    assert num_rows == 2 * len(crops)
+    assert torch.equal(torch.get_rng_state(), state), "a resumed run would draw other numbers"
+
+
+def test_a_crop_that_cannot_be_decoded_ends_the_epoch_with_its_error(tmp_path: Path) -> None:
+    rows = [{"crop": encode_crop(picture(number)), "score": 70} for number in range(20)]
+    rows[13]["crop"] = b"no picture"
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "part")
+    (reader,) = readers(str(tmp_path / "part"), None, resident=False, world=1, num_decoders=1)
+    with pytest.raises(UnidentifiedImageError):
+        list(reader.epoch(0))
+
+
+def test_decoders_end_with_the_reader(part: str) -> None:
+    before = set(multiprocessing.active_children())
+    (reader,) = readers(part, None, resident=False, world=1, num_decoders=2)
+    next(reader.epoch(0))
+    started = set(multiprocessing.active_children()) - before
+    assert len(started) == 2
+    del reader
+    gc.collect()
+    for process in started:
+        process.join(10)
+        assert not process.is_alive()
 
 
 def test_a_reader_that_is_left_early_lets_go(part: str) -> None:

@@ -18,13 +18,12 @@ from models.video.sampling import FramePolicy
 from ray_jobs.crops.dataset import (
     DatasetManifest,
     DatasetRules,
-    decode_crop,
-    encode_crop,
     part_uris,
     read_manifest,
     read_targets,
 )
 from ray_jobs.crops.finishing import Finished, finish
+from ray_jobs.crops.jpeg import decode_crop, encode_crop
 from ray_jobs.crops.staging import Staging
 from ray_jobs.labels.removal import Cost
 from ray_jobs.reports.dataset import dataset_card
