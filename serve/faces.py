@@ -108,7 +108,8 @@ class FaceReader:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             left.set()
-            sandbox.interrupt()
+            if not future.done():  # else the sandbox may be another's already
+                sandbox.interrupt()
             future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody asks for it
             raise
 

@@ -67,6 +67,7 @@ class DecodeSandbox:
         self._storage = Storage(self._settings)
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
+        self._interrupted: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._stderr: IO[bytes] | None = None
 
@@ -89,8 +90,12 @@ class DecodeSandbox:
             self._running()
 
     def interrupt(self) -> None:
-        """Kill the child in the middle of what it does, from any thread: that `decode` raises `DecoderCrashed`."""
+        """Kill the child in the middle of what it does, from any thread: that `decode` raises `DecoderCrashed`.
+
+        Where it does nothing, the next `decode` has a new child.
+        """
         if (child := self._child) is not None:
+            self._interrupted = child  # before it dies: that takes a moment, in which it still looks alive
             child.kill()
 
     def close(self) -> None:
@@ -157,7 +162,7 @@ class DecodeSandbox:
 
     def _running(self) -> socket.socket:
         """The connection to a living child; starts one where none is."""
-        if self._child is not None and self._child.poll() is not None:
+        if self._child is not None and (self._child is self._interrupted or self._child.poll() is not None):
             self._stop()
         last_line = ""
         for _ in range(MAX_STARTS):  # a child may be killed in its start, for what its neighbours took
@@ -216,7 +221,10 @@ class DecodeSandbox:
         assert self._child is not None
         code = self._child.wait()
         last_line = self._last_line()
+        interrupted = self._child is self._interrupted
         self._stop()
+        if interrupted:
+            return DecoderCrashed(f"{uri}: decoding was interrupted")
         if code == -signal.SIGXCPU:
             return DecodeTimeout(f"{uri}: decoding took more than max_cpu_s={limits.max_cpu_s:g} CPU seconds")
         if code == -signal.SIGKILL or "MemoryError" in last_line or "bad_alloc" in last_line:

@@ -136,6 +136,30 @@ def test_a_dead_child_is_laid_to_its_video(shared, video, number, error, message
     assert_decodes(shared, video)
 
 
+def test_an_interrupted_child_decodes_nothing_more(video, monkeypatch):
+    """It takes a moment to die; a video that came in that moment was said to have taken all memory."""
+    with DecodeSandbox() as sandbox:
+        sandbox.start()
+        child = sandbox._child
+        with monkeypatch.context() as slow:
+            slow.setattr(child, "kill", lambda: None)
+            sandbox.interrupt()
+            assert child.poll() is None
+        assert_decodes(sandbox, video)
+        assert sandbox.child_pid != child.pid
+
+
+def test_an_interrupted_video_says_so(shared, video):
+    shared.start()
+    os.kill(shared.child_pid, signal.SIGSTOP)
+    timer = threading.Timer(0.2, shared.interrupt)
+    timer.start()
+    with pytest.raises(DecoderCrashed, match="was interrupted"):
+        shared.decode(video, POLICY, LIMITS)
+    timer.join()
+    assert_decodes(shared, video)
+
+
 def test_a_silent_child_is_a_timeout(shared, video):
     assert_decodes(shared, video)
     child = shared.child_pid

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from serve.client import Client
 from serve.faces import FaceReader
 from serve.problems import Problem
 from serve.scoring import Wish
+from serve.uploads import Source
 from tests.serving import FACE, REEL, Service, running_service
 
 
@@ -80,8 +81,6 @@ def test_a_request_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_cancelled_read_ends_its_decoder(service: Service, tmp_path: Path) -> None:
-    from serve.uploads import Source
-
     async def story() -> None:
         reader = FaceReader(service.settings.storage, service.settings.serving, num_children=1)
         policies = service.engine.chosen(Wish(("fs2k",)), "")[0].policies
@@ -99,6 +98,39 @@ def test_a_cancelled_read_ends_its_decoder(service: Service, tmp_path: Path) -> 
         reader.close()
 
     asyncio.run(story())
+
+
+def test_who_leaves_takes_no_other_request_along(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled at whatever moment, a read never interrupts a decoder that it has already given back."""
+
+    class AtOnce(ThreadPoolExecutor):
+        def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_result(function(*args, **kwargs))
+            return future
+
+    reader = FaceReader(service.settings.storage, service.settings.serving, num_children=1)
+    (sandbox,) = reader._sandboxes
+    given_back = []
+
+    async def story() -> None:
+        policies = service.engine.chosen(Wish(("fs2k",)), "")[0].policies
+        monkeypatch.setattr(reader, "_read", lambda *_: {})
+        monkeypatch.setattr(reader, "_threads", AtOnce())
+        monkeypatch.setattr(sandbox, "interrupt", lambda: given_back.append(not reader._free.empty()))
+        for num_ticks in range(8):
+            task = asyncio.create_task(reader.read(Source("picture", data=b""), (policies,)))
+            for _ in range(num_ticks):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            while reader._free.empty():
+                await asyncio.sleep(0)
+
+    asyncio.run(story())
+    assert not any(given_back)
+    monkeypatch.undo()
+    reader.close()
 
 
 def test_batches_form_while_one_is_computed() -> None:
