@@ -178,6 +178,9 @@ class Lease:
                 self._renewed_s = before_s
             except StorageError:
                 continue  # until the time to live is over, which `check` watches
+            except UserError:  # somebody wrote there what is no lease
+                self._is_lost = True
+                return
 
     def _put(self, record: LeaseRecord) -> None:
         self._storage.put(_uri(self._root, self._number), record.model_dump_json().encode())

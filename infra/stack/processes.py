@@ -77,8 +77,7 @@ def stop(records: Sequence[ProcessRecord], stack_id: str) -> int:
             os.kill(record.pid, signal.SIGTERM)
         _wait(record, GRACE_S)
     family |= _marked(stack_id)
-    left = [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-    _, left = psutil.wait_procs(left, timeout=3)
+    _, left = psutil.wait_procs([one for one in family if _is_running(one)], timeout=3)
     for one in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
@@ -92,6 +91,13 @@ def _wait(record: ProcessRecord, seconds: float) -> None:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(record.pid, os.WNOHANG)  # ours, where the same command started it
         time.sleep(0.05)
+
+
+def _is_running(one: psutil.Process) -> bool:
+    """Whether it does something still; it may end while it is asked."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(one.is_running() and one.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _descendants(records: Sequence[ProcessRecord]) -> set[psutil.Process]:

@@ -1,6 +1,7 @@
 """The local stack without its servers: ports, processes that are stopped by their records alone, state, refusals."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from infra.stack.state import StackFolder, State
 from infra.stack.swift import start_swift
 from serve.__main__ import ENVIRONMENT
 
+MINE = f"mine-{secrets.token_hex(4)}"  # a suite that runs beside this one has its own
 SLEEP = "import time; time.sleep(600)"
 # A parent that ends at once; its child goes on.
 ORPHAN = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
@@ -57,11 +59,11 @@ def test_ports_are_free_different_and_below_those_of_outgoing_connections() -> N
 def test_only_what_was_started_is_stopped(tmp_path: Path) -> None:
     other = subprocess.Popen([sys.executable, "-c", SLEEP], env=os.environ | {MARK: "another stack"})
     try:
-        records = [started(tmp_path, SLEEP, "mine", f"n{number}") for number in range(2)]
+        records = [started(tmp_path, SLEEP, MINE, f"n{number}") for number in range(2)]
         assert all(record.is_alive for record in records)
-        assert stop(records, "mine") == 0
+        assert stop(records, MINE) == 0
         assert not any(record.is_alive for record in records)
-        assert marked("mine") == []
+        assert marked(MINE) == []
         assert other.poll() is None
     finally:
         other.kill()
@@ -69,7 +71,7 @@ def test_only_what_was_started_is_stopped(tmp_path: Path) -> None:
 
 
 def test_a_process_with_the_number_of_an_ended_one_is_left_alone(tmp_path: Path) -> None:
-    record = started(tmp_path, SLEEP, "mine")
+    record = started(tmp_path, SLEEP, MINE)
     try:
         earlier = record.model_copy(update={"started": str(int(record.started) - 1)})
         assert not earlier.is_alive
@@ -78,26 +80,26 @@ def test_a_process_with_the_number_of_an_ended_one_is_left_alone(tmp_path: Path)
         of_another_boot = record.model_copy(update={"boot": "another"})
         assert not of_another_boot.is_alive
     finally:
-        stop([record], "mine")
+        stop([record], MINE)
 
 
 def test_what_has_lost_its_parent_is_found_by_its_mark(tmp_path: Path) -> None:
-    record = started(tmp_path, ORPHAN, "mine")
+    record = started(tmp_path, ORPHAN, MINE)
     deadline = time.monotonic() + 20
-    while (record.is_alive or not marked("mine")) and time.monotonic() < deadline:
+    while (record.is_alive or not marked(MINE)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(marked("mine")) == 1
-    stop([record], "mine")
-    assert marked("mine") == []
+    assert len(marked(MINE)) == 1
+    stop([record], MINE)
+    assert marked(MINE) == []
 
 
 def test_what_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infra.stack.processes.GRACE_S", 0.5)
-    record = started(tmp_path, STUBBORN, "mine")
+    record = started(tmp_path, STUBBORN, MINE)
     while "ready" not in (tmp_path / "one.log").read_text():
         assert record.is_alive
         time.sleep(0.05)
-    assert stop([record], "mine") == 1
+    assert stop([record], MINE) == 1
     assert not record.is_alive
 
 
