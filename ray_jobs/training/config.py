@@ -43,10 +43,9 @@ class WorkerConfig:
     train: TrainConfig
     tracking: TrackingSettings
     mlflow_run_id: str
-    num_train_rows: int
     train_parts: list[str]
     validation_parts: list[str]
     balance: Balance | None
     storage: StorageSettings
     input: InputConfig
-    crop_bytes: int  # of one decoded crop
+    is_resident: bool  # the decoded crops stay in memory

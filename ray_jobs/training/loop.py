@@ -82,7 +82,7 @@ class _Training:
             rank=self._rank,
             world=self._world,
             seed=self._recipe.seed,
-            resident=_train_bytes(worker) <= worker.train.resident_bytes,
+            resident=worker.is_resident,
             num_decoders=worker.train.cpus_per_worker,
         )
         self._validation = read_validation(
@@ -350,10 +350,6 @@ def local_weights(weights: str, storage: Storage) -> Iterator[str]:
         file.write(storage.read_all(weights))
         file.flush()
         yield file.name
-
-
-def _train_bytes(worker: WorkerConfig) -> int:
-    return worker.num_train_rows * worker.crop_bytes
 
 
 @torch.inference_mode()

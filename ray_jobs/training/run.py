@@ -247,6 +247,7 @@ def _fit(
     # Ray's annotation leaves out the pair that its documentation and code take.
     workers: Any = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     steady: Any = {"label_selector": STEADY}  # likewise
+    training = training_resources(config, dataset)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={
@@ -254,13 +255,12 @@ def _fit(
                 train=config,
                 tracking=tracking,
                 mlflow_run_id=run_id,
-                num_train_rows=dataset.num_crops["train"],
                 train_parts=part_uris(config.dataset, dataset, "train"),
                 validation_parts=part_uris(config.dataset, dataset, "val"),
                 balance=balance,
                 storage=storage.settings,
                 input=input_config(config.recipe, dataset),
-                crop_bytes=3 * dataset.face_policy.crop_size**2,
+                is_resident=training.is_resident,
             )
         },
         scaling_config=ray.train.ScalingConfig(
@@ -268,7 +268,7 @@ def _fit(
             use_gpu=config.use_gpu,
             resources_per_worker={
                 "CPU": config.cpus_per_worker,
-                "memory": training_resources(config, dataset).memory_bytes,
+                "memory": training.memory_bytes,
                 **({"GPU": 1} if config.use_gpu else {}),
             },
             # A lost worker costs all of them the steps since the last checkpoint.
