@@ -295,6 +295,9 @@ class Batches:
         if record.limit is not None:
             command += ["--limit", str(record.limit)]
         self._jobs.submit(record.id, shlex.join(command), self._env())
+        # Whoever stopped it before its job was there has found none to stop.
+        if (stored := self._find(record.id)) is not None and stored.stopped:
+            self._jobs.stop(record.id)
 
     def _env(self) -> dict[str, str]:
         """Storage and tracking for the job, without secrets: those are the cluster's own environment."""

@@ -71,7 +71,8 @@ class Retries:
 
     Attributes:
         most: tries, the first included.
-        first_wait_s: before the second try; doubled from try to try, each shortened by up to a half by lot.
+        first_wait_s: before the second try; doubled from try to try, each shortened by up to a half by lot, and added
+            to what Retry-After asks, so that those who were refused together do not come back together.
         longest_wait_s: bound of a wait, also of what Retry-After asks.
     """
 
@@ -85,7 +86,7 @@ class Retries:
             return None
         own: float = self.first_wait_s * 2 ** (num_tries - 1) * random.uniform(0.5, 1)
         asked = response.headers.get("Retry-After", "") if response is not None else ""
-        return min(self.longest_wait_s, max(own, float(asked) if asked.isdigit() else 0.0))
+        return min(self.longest_wait_s, own + (float(asked) if asked.isdigit() else 0.0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,8 +155,7 @@ class FaceReader:
         for policies in wanted:
             self.prepare(policies)
             if policies.frames not in decoded:
-                _check_wanted(left)
-                decoded[policies.frames] = self._decode(sandbox, source, uri, policies.frames)
+                decoded[policies.frames] = self._decode(sandbox, source, uri, policies.frames, left)
             sampled = decoded[policies.frames].sampled
             _check_wanted(left)
             crops = extract_faces(sampled.frames, policies.faces, self._detectors[policies.faces])
@@ -172,7 +171,9 @@ class FaceReader:
             )
         return found
 
-    def _decode(self, sandbox: DecodeSandbox, source: Source, uri: str, policy: FramePolicy) -> Decoded:
+    def _decode(
+        self, sandbox: DecodeSandbox, source: Source, uri: str, policy: FramePolicy, left: threading.Event
+    ) -> Decoded:
         serving = self._serving
         limits = DecodeLimits(
             max_file_bytes=max(serving.max_image_bytes, serving.max_video_bytes),
@@ -182,7 +183,7 @@ class FaceReader:
             max_wall_s=serving.max_request_s,
         )
         try:
-            decoded = sandbox.decode(uri, policy, limits)
+            decoded = sandbox.decode(uri, policy, limits, cancelled=left)
             decoded.refuse_if_all_damaged()
         except TypedError as error:
             raise of_typed(error, source.name) from error

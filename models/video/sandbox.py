@@ -112,6 +112,7 @@ class DecodeSandbox:
         etag: str | None = None,
         with_digest: bool = False,
         sha256: str | None = None,
+        cancelled: threading.Event | None = None,
     ) -> Decoded:
         """The frames that the policy wants of the object at ``uri``, and the object that they are from.
 
@@ -122,6 +123,7 @@ class DecodeSandbox:
             etag: the version to read; None: the one found.
             with_digest: compute the SHA-256 of the whole object too.
             sha256: with ``with_digest``, what it has to be; of other content not even a failure is reported but this.
+            cancelled: once it is set, decoding does not begin; what has begun is ended by `interrupt`.
 
         Raises:
             VideoError: a subclass that names the reason; `DecoderCrashed`, `DecodeTimeout` and `OutOfMemory` also when
@@ -138,6 +140,8 @@ class DecodeSandbox:
         }
         with self._lock:
             connection = self._running()
+            if cancelled is not None and cancelled.is_set():
+                raise DecoderCrashed(f"{uri}: decoding was interrupted")
             deadline_s = time.monotonic() + limits.max_wall_s
             try:
                 connection.settimeout(None)

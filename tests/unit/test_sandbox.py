@@ -9,7 +9,10 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from models.video.errors import DecoderCrashed, DecodeTimeout, NotMedia, OutOfMe
 from models.video.limits import DecodeLimits
 from models.video.sampling import FramePolicy
 from models.video.sandbox import DecodeSandbox
-from models.video.wire import Answer, FrameHeader
+from models.video.wire import Answer, FrameHeader, receive
 from tests.unit.video_corpus import file_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +50,19 @@ def assert_decodes(sandbox: DecodeSandbox, uri: str) -> None:
     sampled, stat, *_ = sandbox.decode(uri, POLICY, LIMITS)
     assert [frame.index for frame in sampled.frames] == [0, 20, 40, 60, 80]
     assert stat.size_bytes == len(file_of("h264_b"))
+
+
+@contextmanager
+def once_asked(act: Callable[[], object]) -> Iterator[None]:
+    """Act in the middle of a video: when the child has been asked, before its answer is read."""
+
+    def acting(*args: Any, **kwargs: Any) -> object:
+        act()
+        return receive(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox_module, "receive", acting)
+        yield
 
 
 def test_the_digest_is_of_the_whole_object(shared, video):
@@ -87,6 +103,7 @@ def test_one_child_serves_many_videos(shared, video):
 
 
 def test_typed_errors_keep_their_class(shared, tmp_path, video):
+    shared.start()
     child = shared.child_pid
     missing = str(tmp_path / "missing.mp4")
     with pytest.raises(ObjectNotFound, match=r"missing\.mp4"):
@@ -127,11 +144,8 @@ def test_a_dead_child_is_laid_to_its_video(shared, video, number, error, message
         os.kill(child, number)
         os.kill(child, signal.SIGCONT)
 
-    timer = threading.Timer(0.1, end)
-    timer.start()
-    with pytest.raises(error, match=message) as caught:
+    with once_asked(end), pytest.raises(error, match=message) as caught:
         shared.decode(video, POLICY, LIMITS)
-    timer.join()
     assert video in str(caught.value)
     assert_decodes(shared, video)
 
@@ -152,11 +166,17 @@ def test_an_interrupted_child_decodes_nothing_more(video, monkeypatch):
 def test_an_interrupted_video_says_so(shared, video):
     shared.start()
     os.kill(shared.child_pid, signal.SIGSTOP)
-    timer = threading.Timer(0.2, shared.interrupt)
-    timer.start()
-    with pytest.raises(DecoderCrashed, match="was interrupted"):
+    with once_asked(shared.interrupt), pytest.raises(DecoderCrashed, match="was interrupted"):
         shared.decode(video, POLICY, LIMITS)
-    timer.join()
+    assert_decodes(shared, video)
+
+
+def test_what_nobody_waits_for_is_not_begun(shared, video):
+    """Its interruption came before its child: that one would not be stopped any more."""
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(DecoderCrashed, match="was interrupted"):
+        shared.decode(video, POLICY, LIMITS, cancelled=cancelled)
     assert_decodes(shared, video)
 
 

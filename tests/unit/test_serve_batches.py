@@ -82,6 +82,23 @@ def test_a_cluster_that_is_away_loses_no_batch(service: Service, client: Client)
     assert batch.id in jobs.jobs
 
 
+def test_a_batch_that_is_stopped_before_its_job_begins_does_not_run(service: Service, client: Client) -> None:
+    jobs = service_jobs(service)
+    submit = jobs.submit
+
+    def stopped_meanwhile(job_id: str, entrypoint: str, env: dict[str, str]) -> None:
+        with Client(service.url) as another:
+            assert another.stop_batch(job_id).state == "stopped"
+        submit(job_id, entrypoint, env)
+
+    jobs.submit = stopped_meanwhile
+    try:
+        batch = client.create_batch(str(SAMPLES))
+    finally:
+        jobs.submit = submit
+    assert jobs.jobs[batch.id][0] == batch.state.upper() == "STOPPED"
+
+
 def service_jobs(service: Service) -> FakeJobs:
     assert isinstance(service.jobs, FakeJobs)
     return service.jobs
