@@ -84,8 +84,8 @@ def changes_under_load(
 ) -> list[tuple[str, str]]:
     """Change the champion again and again, some of the times to broken artifacts, while clients ask without a pause.
 
-    Each change waits until a replica says that it follows, or that it refuses. No request may fail, and none be
-    answered by what is broken; ``also`` are versions beside those of the change.
+    Each change waits until a replica says that it follows, or that it refuses, and for an answer. No request may fail,
+    and none be answered by what is broken; ``also`` are versions beside those of the change.
 
     Returns:
         Version and digest of the scorer that each request was answered by.
@@ -120,6 +120,7 @@ def changes_under_load(
                 is_bad = number % every == 0
                 version = bad[number // every % len(bad)] if is_bad else good[number % len(good)]
                 store.point("champion", version)
+                num_answers = len(answers)
                 if is_bad:
                     name = f"fs2k@champion version {version}"
                     wait_until(f"change {number}: {version} is not refused", lambda now, name=name: name in now.refused)
@@ -128,6 +129,7 @@ def changes_under_load(
                         f"change {number}: {version} is not followed",
                         lambda now, version=version: champion(now) == version,
                     )
+                wait_until("no answer comes any more", lambda _, before=num_answers: len(answers) > before)
         finally:
             ended.set()
         for one in asking:

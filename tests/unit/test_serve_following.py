@@ -110,10 +110,10 @@ def changes(store: Registry, num_changes: int, num_bad: int) -> int:
 
 
 def test_changes_under_load_fail_no_request(store: Registry) -> None:
-    assert changes(store, num_changes=20, num_bad=4) > 20
+    assert changes(store, num_changes=20, num_bad=4) >= 20
 
 
 @pytest.mark.slow
 def test_two_hundred_changes_under_load_fail_no_request(store: Registry) -> None:
     num_changes = int(os.environ.get("CHANGES", "200"))
-    assert changes(store, num_changes, num_bad=max(1, num_changes // 10)) > num_changes
+    assert changes(store, num_changes, num_bad=max(1, num_changes // 10)) >= num_changes

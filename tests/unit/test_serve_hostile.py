@@ -290,7 +290,7 @@ CASES = [
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("hostile")
-    limits = {"max_image_bytes": 2 << 20, "max_video_bytes": 2 << 20, "max_body_s": 1.0}
+    limits = {"max_image_bytes": 2 << 20, "max_video_bytes": 2 << 20}
     with running_service(
         folder, FakeJobs(), batches=str(folder / "batches"), buckets=("s3://allowed/prefix",), **limits
     ) as running:
@@ -336,7 +336,10 @@ def raw(service: Service, sent: bytes, *, pause_s: float = 0.0, then: bytes = b"
         return answer
 
 
-def test_a_slow_body_is_ended(service: Service) -> None:
+def test_a_slow_body_is_ended(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = service.engine.settings
+    hasty = settings.serving.model_copy(update={"max_body_s": 1.0})
+    monkeypatch.setattr(service.engine, "settings", settings.model_copy(update={"serving": hasty}))
     head = f"POST {IMAGES} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n".encode()
     answer = raw(service, head + JPEG[:10])
     assert answer.startswith(b"HTTP/1.1 408")

@@ -16,7 +16,7 @@ import tritonclient.http as triton
 from models.predictor import VideoPrediction
 from serve.admission import Admission
 from serve.batching import Batcher, Item
-from serve.client import Client
+from serve.client import Client, Retries
 from serve.faces import FaceReader
 from serve.problems import Problem
 from serve.scoring import Wish
@@ -67,7 +67,8 @@ def test_overload_is_told_and_passes(tmp_path: Path) -> None:
             answers = list(pool.map(once, range(24)))
         assert {status for status, _ in answers} == {200, 429}
         assert all(after == "1" for status, after in answers if status == 429)
-        with Client(service.url) as patient, ThreadPoolExecutor(4) as pool:  # a client that waits as it is told
+        # A client that waits as it is told.
+        with Client(service.url, retries=Retries(most=1000)) as patient, ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda _: patient.score_image(data, tasks=["fs2k"]), range(8)))
         assert len(found) == 8
         assert service.engine.admission.num_running == service.engine.admission.num_waiting == 0

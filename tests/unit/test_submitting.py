@@ -334,15 +334,19 @@ class Stoppable(FakeJobs):
     def __init__(self, num_lost: int = 0, num_interrupts: int = 0) -> None:
         super().__init__([[]], "RUNNING", None)
         self._num_lost, self._num_interrupts = num_lost, num_interrupts
+        self._num_stops = 0
 
     async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
         if self._num_interrupts:
             self._num_interrupts -= 1
+            before = self._num_stops
             os.kill(os.getpid(), signal.SIGINT)
-            await asyncio.sleep(0.05)
+            while self._num_stops == before or len(asyncio.all_tasks()) > 1:  # until the job was told, or not
+                await asyncio.sleep(0.01)
         yield "at work\n"
 
     def stop_job(self, job_id: str) -> bool:
+        self._num_stops += 1
         if self._num_lost:
             self._num_lost -= 1
             raise RuntimeError("Failed to connect")
