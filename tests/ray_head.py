@@ -32,6 +32,7 @@ def ray_head(folder: Path, env: dict[str, str], *, num_cpus: int = 8) -> Iterato
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
     env = env | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # half a minute, by default, in which it waits for nothing here
     port, dashboard, agent, client, metrics = free_ports(5)
     ray = Path(sys.executable).with_name("ray")
     command = [str(ray), "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--num-cpus", str(num_cpus)]

@@ -102,7 +102,7 @@ def some_nodes(env: dict[str, str]) -> Iterator[Nodes]:
                 os.environ[name] = value
 
 
-def until(condition: Callable[[], object], what: str, *, max_s: float = 120.0) -> None:
+def until(condition: Callable[[], object], what: str, *, max_s: float = 900.0) -> None:
     """Wait for the condition."""
     end = time.monotonic() + max_s
     while not condition():

@@ -33,7 +33,7 @@ from tests.chaos.account import Account, account
 from tests.chaos.nodes import Nodes, some_nodes, until
 from tests.chaos.world import make_catalog, make_crops_dataset, make_images, make_scorers
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("attractiveness", "fs2k")
 FACE = ROOT / "serve" / "web" / "samples" / "face.jpg"

@@ -31,7 +31,7 @@ from tests import postgres
 from tests.mlflow_server import mlflow_server
 from tests.training import training_here
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.ray
 NAME = registry.model_name(TASK)
 NUM_IN_PART = 70  # of the catalog, in the short form
 EPOCHS = (6, 10, 16)  # of versions 1, 2 and 3
@@ -203,6 +203,8 @@ def test_the_story(story: Story, form: str) -> None:
     assert people[0] is not None
     assert people[0] == people[1]
     assert train(story, form, 3, "wrong") == "3"
+    if form == "short":
+        gates = gates.model_copy(update={"shadow": None})
     assert promotion_story.decide(story, "3", reason="better on average", out="decision-3", gates=gates) is None
     third = decision_of(settings, "3")
     assert third.outcome == "refused"

@@ -1,5 +1,6 @@
 """The service as users run it: Ray Serve behind HAProxy, batches as jobs of the cluster, changes and restarts."""
 
+import contextlib
 import csv
 import os
 import re
@@ -29,14 +30,14 @@ from models.scorer import save_scorer
 from models.video.sampling import FramePolicy
 from ray_jobs.drawing.catalog import draw_catalog
 from serve.__main__ import ENVIRONMENT
-from serve.client import Client, Retries
+from serve.client import Client
 from tests.kuberay import clusters
 from tests.manifests import render, walk
 from tests.ray_head import Head, ray_head
 from tests.serving_registry import Registry, changes_under_load
 from tests.unit.scorers import small_manifest, small_network
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("attractiveness", "fs2k")
 
@@ -120,7 +121,7 @@ def rows_of(table: Path) -> list[dict[str, Any]]:
 def test_online_in_a_batch_and_after_a_restart(place: Place) -> None:
     with place.catalog.open() as file:
         uris = {row["video_id"]: str(place.catalog.parent / row["uri"]) for row in csv.DictReader(file)}
-    with place.service() as url, Client(url, retries=Retries(most=2)) as client:
+    with place.service() as url, Client(url) as client:
         batch = client.create_batch(str(place.catalog), idempotency_key="all")
         seen = []
         batch = client.wait_for_batch(batch.id, every_s=0.5, progress=lambda found: seen.append(found.state))
@@ -144,7 +145,7 @@ def test_online_in_a_batch_and_after_a_restart(place: Place) -> None:
                     num_compared += 1
         assert num_compared > 50
         metrics_of_requests(place)
-    with place.service() as url, Client(url, retries=Retries(most=2)) as client:
+    with place.service() as url, Client(url) as client:
         again = client.get_batch(batch.id)
         assert (again.state, again.counts) == ("succeeded", batch.counts)
         assert client.create_batch(str(place.catalog), idempotency_key="all").id == batch.id
@@ -156,12 +157,13 @@ def test_online_in_a_batch_and_after_a_restart(place: Place) -> None:
 
 def metrics_of_requests(place: Place) -> None:
     """Prometheus finds the service's metrics at Ray's port of the node."""
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 300
     wanted = {"ray_facereel_requests", "ray_facereel_answers", "ray_facereel_model_version", "ray_facereel_ready"}
     found: set[str] = set()
     while not wanted <= found:
-        with urllib.request.urlopen(f"http://127.0.0.1:{place.head.metrics_port}/metrics", timeout=5) as answer:
-            found |= set(re.findall(r"^(ray_facereel_[a-z_]+?)(?:_total)?[{ ]", answer.read().decode(), re.M))
+        with contextlib.suppress(httpx.TransportError):  # Ray's agent may be busy
+            text = httpx.get(f"http://127.0.0.1:{place.head.metrics_port}/metrics").text
+            found |= set(re.findall(r"^(ray_facereel_[a-z_]+?)(?:_total)?[{ ]", text, re.M))
         assert time.monotonic() < deadline, sorted(wanted - found)
         time.sleep(1)
 
@@ -178,8 +180,11 @@ def a_new_champion_is_followed(place: Place, client: Client) -> None:
     asking = threading.Thread(target=ask)
     asking.start()
     try:
+        while not versions:
+            assert asking.is_alive(), "a request failed"
+            time.sleep(0.1)
         version = register(place.folder, place.tracking, "fs2k", seed=1)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while version not in versions:
             assert asking.is_alive(), "a request failed"
             assert time.monotonic() < deadline
@@ -192,7 +197,6 @@ def a_new_champion_is_followed(place: Place, client: Client) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_two_hundred_changes_on_replicas_that_come_and_go(place: Place, tmp_path: Path) -> None:
     store = Registry(tmp_path)
     first, second = store.good(), store.good()
@@ -257,18 +261,24 @@ def test_the_rayservice_of_the_manifests_is_deployed_and_its_probes_answer(place
     with httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=120) as kuberay:
         try:
             kuberay.put(address, json=config).raise_for_status()
-            deadline = time.monotonic() + 180
+            deadline = time.monotonic() + 600
             while (found := kuberay.get(address).json()["applications"]["facereel"])["status"] != "RUNNING":
                 assert found["status"] in ("NOT_STARTED", "DEPLOYING"), found
                 assert time.monotonic() < deadline, found
                 time.sleep(0.3)
-            for path, asked in probes:
-                answer = httpx.get(f"http://127.0.0.1:{asked}{path}")
-                assert answer.status_code == 200, (path, answer.text)
-            ready = httpx.get(f"http://127.0.0.1:{port}/readyz")
-            assert ready.status_code == 200, ready.text
+            for path, asked in {*probes, ("/readyz", port)}:
+                while (code := code_of(f"http://127.0.0.1:{asked}{path}")) != 200:  # as a kubelet: again and again
+                    assert time.monotonic() < deadline, (path, code)
+                    time.sleep(0.3)
         finally:
             kuberay.delete(address).raise_for_status()
+
+
+def code_of(url: str) -> int | None:
+    try:
+        return httpx.get(url).status_code
+    except httpx.TransportError:
+        return None
 
 
 def test_beyond_loopback_it_wants_keys(tmp_path: Path) -> None:
