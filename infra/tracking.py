@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from infra.settings import TrackingSettings
@@ -73,6 +74,14 @@ def impatient() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def silence(error: Exception) -> str | None:
+    """What to tell of an error that means that the tracking server did not answer; None of any other error."""
+    words = without_credentials(" ".join(str(error).split()))
+    if not isinstance(error, MlflowException) or not words.startswith("API request to "):
+        return None
+    return f"MLflow does not answer any more ({words[:300]}); repeat the command once it does: it goes on where it was"
 
 
 def absolute_uri(uri: str) -> str:

@@ -109,7 +109,7 @@ def build_network(
     """
     check_backbone(backbone)
     if input_size is not None:
-        _check_input_size(backbone, heads, input_size)
+        check_input_size(backbone, heads, input_size)
     assembled = partial(_assembled, backbone, heads=heads, dropout=dropout, ordinal=ordinal)
     if weights == "none":
         return assembled(get_model(backbone))
@@ -151,15 +151,12 @@ def check_backbone(name: str) -> None:
         )
 
 
-def _assembled(
-    name: str, model: nn.Module, *, heads: Sequence[Head], dropout: float = 0.0, ordinal: bool = False
-) -> Network:
-    path, last = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
-    model.set_submodule(path, nn.Identity())
-    return Network(name, model, last.in_features, heads, dropout=dropout, ordinal=ordinal)
+def check_input_size(backbone: str, heads: Sequence[Head], size: int) -> None:
+    """Refuse a backbone, or a size that it does not take, without the memory that a network takes.
 
-
-def _check_input_size(backbone: str, heads: Sequence[Head], size: int) -> None:
+    Raises:
+        UserError: Names near matches, or what the backbone says.
+    """
     network = empty_network(backbone, heads).eval()
     try:
         network(torch.empty(1, 3, size, size, device="meta"))
@@ -167,6 +164,14 @@ def _check_input_size(backbone: str, heads: Sequence[Head], size: int) -> None:
         raise UserError(
             f"backbone {backbone!r} does not take inputs of {size} × {size} pixels ({error}); 224 suits every backbone"
         ) from error
+
+
+def _assembled(
+    name: str, model: nn.Module, *, heads: Sequence[Head], dropout: float = 0.0, ordinal: bool = False
+) -> Network:
+    path, last = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    model.set_submodule(path, nn.Identity())
+    return Network(name, model, last.in_features, heads, dropout=dropout, ordinal=ordinal)
 
 
 def _imagenet_model(backbone: str) -> nn.Module:

@@ -89,6 +89,14 @@ def main() -> None:
     except TypedError as error:
         print(f"error: {error} (reason: {error.reason})", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if "mlflow" in sys.modules:  # which takes seconds to import
+            from infra.tracking import silence
+
+            if (why := silence(error)) is not None:
+                print(f"error: {why}", file=sys.stderr)
+                sys.exit(2)
+        raise
 
 
 if __name__ == "__main__":

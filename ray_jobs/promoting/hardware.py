@@ -20,9 +20,7 @@ class Cost(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: str = Field(description="cpu or cuda.")
-    ms_per_crop: float = Field(
-        description="Milliseconds a crop in batches of 32, one thread; the least of fifteen."
-    )
+    ms_per_crop: float = Field(description="Milliseconds a crop in batches of 32, one thread; the least of fifteen.")
     peak_mib: float = Field(
         description="MiB that loading and predicting took: of the process on a CPU, of the device's memory on a GPU."
     )

@@ -31,7 +31,7 @@ from ray_jobs.training.learning import (
     resolve_precision,
 )
 from ray_jobs.training.reader import Batch, CropReader, Pair, read_validation
-from ray_jobs.training.run_log import RunLog
+from ray_jobs.training.run_log import RunLog, Untold
 
 VALIDATION_BATCH = 256
 
@@ -107,13 +107,13 @@ class _Training:
         self._curves: dict[str, list[float]] = {"loss": [], self._task.best_metric: []}
         self._best: float | None = None
         self._best_epoch = -1
+        self._untold: list[Untold] = []
         self._resume()
         self._model: nn.Module = ray.train.torch.prepare_model(self._network)
         if self._recipe.compile:
             self._model.compile()
-        self._log = RunLog(worker) if self._rank == 0 else None
-        if self._log is not None:
-            self._log.tag("precision", str(self._precision).removeprefix("torch."))
+        tags = {"precision": str(self._precision).removeprefix("torch.")}
+        self._log = RunLog(worker, self._untold, tags) if self._rank == 0 else None
 
     def run(self) -> None:
         """All epochs that are left."""
@@ -302,10 +302,11 @@ class _Training:
     def _save_last(self) -> None:
         if self._log is None:
             return
-        self._log.flush()
+        untold = self._log.flush()
         self._checkpoints.save(
             LAST,
             {
+                "untold": untold,
                 "network": self._network.state_dict(),
                 "average": None if self._average is None else self._average.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
@@ -332,7 +333,8 @@ class _Training:
         self._epoch, self._step = state["epoch"], state["step"]
         self._loss_sum, self._num_losses = state["loss_sum"], state["num_losses"]
         self._best, self._best_epoch = state["best"], state["best_epoch"]
-        self._curves = state.get("curves", {})  # none of a run that an earlier version began
+        # None of a run that an earlier version began.
+        self._curves, self._untold = state.get("curves", {}), state.get("untold", [])
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -22,7 +22,7 @@ from infra.storage import ObjectNotFound, Storage, join
 from infra.tracking import absolute_uri, code_version, experiment_id, tracking_client
 from models import registry
 from models.calibration import fit_calibration
-from models.network import build_network, check_backbone
+from models.network import build_network, check_input_size
 from models.scorer import WEIGHTS_FILE, ScorerManifest, TrainingSummary, load_scorer, save_scorer
 from models.tasks.base import Task, get_task
 from models.transforms import InputConfig
@@ -74,7 +74,7 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
             nothing was registered.
     """
     task = get_task(config.task)
-    check_backbone(config.recipe.backbone)
+    check_input_size(config.recipe.backbone, task.heads, config.recipe.input_size)
     storage = Storage(settings.storage)
     # Workers run in directories of their own.
     config = config.model_copy(

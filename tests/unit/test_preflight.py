@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from infra import tracking
 from infra.errors import UserError
 from infra.settings import Settings, TrackingSettings, load_settings
+from ray_jobs import __main__ as command_line
 from ray_jobs.diagnosing.findings import guarded
 from ray_jobs.diagnosing.stores import check_mlflow
 from ray_jobs.evaluating import EvaluateConfig, run_evaluate
@@ -167,3 +168,31 @@ def test_a_password_in_the_address_does_not_reach_the_doctors_report() -> None:
     found = guarded("mlflow", "start it", lambda: check_mlflow(settings(free_ports(1)[0])))
     assert found[0].level == "fail"
     assert "sh@" not in found[0].message
+
+
+def test_a_server_that_goes_away_in_the_middle_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = tracking.tracking_client(settings(free_ports(1)[0]))
+
+    def verb(**_: object) -> None:
+        with tracking.impatient():
+            client.search_experiments(max_results=1)
+
+    monkeypatch.setattr(command_line, "app", verb)
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: MLflow does not answer any more (API request to ")
+    assert "repeat the command once it does" in told
+    assert "hu@sh" not in told
+
+
+def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def verb(**_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(command_line, "app", verb)
+    with pytest.raises(ZeroDivisionError):
+        command_line.main()
