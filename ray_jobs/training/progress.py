@@ -8,6 +8,7 @@ from typing import Self
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from infra.tracking import impatient
 from models.tasks.base import Task
 from ray_jobs.console import console
 from ray_jobs.telemetry import tell_training
@@ -53,9 +54,10 @@ class EpochLines:
     def _tell(self) -> None:
         name = self._task.best_metric
         try:
-            losses, values, rates, waits = (
-                self._history(key) for key in ("loss", name, "train_crops_per_s", "reader_wait_share")
-            )
+            with impatient():  # the end of the training waits for this look
+                losses, values, rates, waits = (
+                    self._history(key) for key in ("loss", name, "train_crops_per_s", "reader_wait_share")
+                )
         except MlflowException:
             return  # the next look tells it
         if ended := set(losses) & set(rates) & set(waits):

@@ -13,13 +13,14 @@ import ray.train
 import ray.train.torch
 from mlflow import MlflowClient
 from mlflow.entities import Param, RunStatus
+from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.table import Table
 
 from infra.errors import RunStopped, UserError
 from infra.settings import Settings, TrackingSettings
 from infra.storage import ObjectNotFound, Storage, join
-from infra.tracking import absolute_uri, code_version, experiment_id, tracking_client
+from infra.tracking import absolute_uri, code_version, experiment_id, impatient, tracking_client
 from models import registry
 from models.calibration import fit_calibration
 from models.network import build_network, check_input_size
@@ -123,8 +124,18 @@ def run_train(config: TrainConfig, settings: Settings) -> TrainResult:
             print(f"stopped: {message}", file=sys.stderr, flush=True)
             raise RunStopped(message, stoppable.exit_code) from None
         finally:
-            client.set_terminated(run_id, RunStatus.to_string(status))
+            _end_mlflow_run(client, run_id, status)
     return TrainResult(version, digest, run_id, manifest)
+
+
+def _end_mlflow_run(client: MlflowClient, run_id: str, status: int) -> None:
+    """Say how the run ended; where MLflow does not answer, what ended a run otherwise counts more."""
+    try:
+        with impatient():
+            client.set_terminated(run_id, RunStatus.to_string(status))
+    except MlflowException:
+        if status == RunStatus.FINISHED:
+            raise
 
 
 def train_trial(config: TrainConfig, settings: Settings, parent: str) -> None:
@@ -144,7 +155,7 @@ def train_trial(config: TrainConfig, settings: Settings, parent: str) -> None:
         _fit(config, task, dataset, balance, storage, settings.tracking, run_id, callbacks=[TuneReportCallback()])
         status = RunStatus.FINISHED
     finally:
-        client.set_terminated(run_id, RunStatus.to_string(status))
+        _end_mlflow_run(client, run_id, status)
 
 
 class RunState(BaseModel):
