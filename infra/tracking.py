@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -52,28 +53,31 @@ _IMPATIENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
 }
+_IMPATIENCE = threading.RLock()
 
 
 @contextlib.contextmanager
 def impatient() -> Iterator[None]:
     """MLflow's clients try for minutes; within this, whatever the environment says, for at most 21 seconds a request.
 
-    For the start of a process: it changes the environment, which is everybody's.
+    It changes the environment, which is everybody's: other threads' requests are impatient meanwhile, and only one
+    thread is within at a time.
     """
-    before = {name: os.environ.get(name) for name in _IMPATIENT}
-    retries = logging.getLogger("urllib3.connectionpool")  # a line for each try
-    level = retries.level
-    retries.setLevel(logging.ERROR)
-    os.environ.update(_IMPATIENT)
-    try:
-        yield
-    finally:
-        retries.setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with _IMPATIENCE:
+        before = {name: os.environ.get(name) for name in _IMPATIENT}
+        retries = logging.getLogger("urllib3.connectionpool")  # a line for each try
+        level = retries.level
+        retries.setLevel(logging.ERROR)
+        os.environ.update(_IMPATIENT)
+        try:
+            yield
+        finally:
+            retries.setLevel(level)
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def silence(error: Exception) -> str | None:
