@@ -116,7 +116,9 @@ function draw(found, file) {
     media = element("img", { src: objectUrl, alt: `${file.name}, with ${all.length} scored ${all.length === 1 ? "face" : "faces"} marked` });
   }
   canvas.replaceChildren(media, overlay);
+  let shown = null;
   const show = (face, seek = true) => {
+    shown = face;
     drawFaces(overlay, found, face === null ? [] : all.filter((item) => item.frame_index === face.frame_index));
     if (found.kind === "video" && face !== null) {
       if (seek && face.pts_s !== null) media.currentTime = face.pts_s;
@@ -130,7 +132,10 @@ function draw(found, file) {
     media.addEventListener("play", () => drawFaces(overlay, found, []));
     const timeline = drawTimeline(all, found, show);
     if (timeline) $("timeline").append(timeline);
-    if (all.length) media.addEventListener("loadeddata", () => show(all[0]), { once: true });
+    if (all.length) {
+      // Whoever was quicker than the video keeps the chosen face.
+      media.addEventListener("loadeddata", () => show(shown ?? all[0]), { once: true });
+    }
   } else if (all.length) show(all[0]);
   $("caption").textContent = `${found.width}×${found.height} · ${found.codec}` +
     (found.duration_s === null ? "" : ` · ${one(found.duration_s)} s · ${tasks[0]?.num_frames ?? 0} frames looked at`) +

@@ -85,6 +85,22 @@ def test_a_video_by_keyboard(page: Page) -> None:
     expect(page.locator("#canvas svg rect.box")).to_have_count(1)
 
 
+def test_what_was_chosen_before_the_video_has_loaded_stays(page: Page) -> None:
+    page.add_init_script(
+        "addEventListener('loadeddata', event => { if (!window.late) event.stopImmediatePropagation(); }, true)"
+    )
+    page.reload()
+    page.get_by_role("button", name="a video", exact=True).click()
+    chosen = page.locator("#timeline .point").nth(2)
+    chosen.focus()
+    page.evaluate(
+        "() => { window.late = true; document.querySelector('video').dispatchEvent(new Event('loadeddata')); }"
+    )
+    expect(chosen).to_have_class(re.compile("chosen"))
+    expect(page.locator("#timeline .chosen")).to_have_count(1)
+    expect(page.locator("#canvas svg rect.box")).to_have_count(1)
+
+
 def test_two_faces_and_a_refusal(page: Page, tmp_path: Path) -> None:
     page.locator("summary", has_text="API key and choices").click()
     page.select_option("#people", "abstain")
