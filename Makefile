@@ -57,8 +57,8 @@ stack-down: setup  ## stop exactly what `make stack` started; data and logs stay
 .PHONY: test
 test: lint types unit  ## everything that CI runs: lint, types and all tests
 
-# A thread for each process of the first half, and none that waits by spinning: the threads of several networks on the
-# same CPUs took minutes for a test of one second. The second half's time limit is a bound on hanging, not on speed.
+# A thread for each process of the first half, and in the second none that waits by spinning: the threads of several
+# networks on the same CPUs took minutes for a test of one second. The second's time limit bounds hanging, not speed.
 .PHONY: unit
 unit: setup  ## the tests alone (ARGS='-k decode' to choose); those without a cluster on all CPUs
 	@$(PY) -m infra.stack fetch
