@@ -22,6 +22,7 @@ from serve.schemas import Batch, ScoreAnswer, ServiceInfo
 
 ENDED = frozenset({"succeeded", "failed", "stopped", "lost"})
 _TRY_AGAIN = frozenset({429, 502, 503})
+_PROBLEM = "application/problem+json"
 Picture = Path | bytes
 
 
@@ -67,7 +68,10 @@ class ServiceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often and how patiently a request is tried again, where that may help: 429, 502, 503, no connection.
+    """How often and how patiently a request is tried again, where that may help.
+
+    That is 429, 502, 503, no connection, and a 5xx that is no problem+json: the service has not said it, but the proxy
+    before it, whose replica has gone (under Ray Serve HAProxy says 500 then). No request does a thing twice.
 
     Attributes:
         most: tries, the first included.
@@ -82,11 +86,17 @@ class Retries:
 
     def wait_s(self, num_tries: int, response: httpx.Response | None) -> float | None:
         """Seconds until the next try; None: there is none."""
-        if num_tries >= self.most or (response is not None and response.status_code not in _TRY_AGAIN):
+        if num_tries >= self.most or (response is not None and not _may_pass(response)):
             return None
         own: float = self.first_wait_s * 2 ** (num_tries - 1) * random.uniform(0.5, 1)
         asked = response.headers.get("Retry-After", "") if response is not None else ""
         return min(self.longest_wait_s, own + (float(asked) if asked.isdigit() else 0.0))
+
+
+def _may_pass(response: httpx.Response) -> bool:
+    """Whether the same request may be answered better a little later."""
+    is_problem = response.headers.get("Content-Type", "").partition(";")[0].strip() == _PROBLEM
+    return response.status_code in _TRY_AGAIN or (response.is_server_error and not is_problem)
 
 
 @dataclass(frozen=True, slots=True)

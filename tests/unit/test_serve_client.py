@@ -35,6 +35,23 @@ def test_the_client_waits_as_long_as_it_is_told(monkeypatch: pytest.MonkeyPatch)
     assert len(waits) == 2
 
 
+def test_what_the_service_has_not_said_itself_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy's error in plain text, and the service's own of the same status."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    own = {"code": "internal_error", "detail": "an unexpected error", "request_id": "r0"}
+    answers = [
+        httpx.Response(500, text="Internal Server Error"),
+        httpx.Response(504, html="<p>Gateway Timeout"),
+        httpx.Response(500, headers={"Content-Type": "application/problem+json; charset=utf-8"}, json=own),
+    ]
+    with (
+        Client("http://service", transport=httpx.MockTransport(lambda request: answers.pop(0))) as client,
+        pytest.raises(ServiceError, match="unexpected") as error,
+    ):
+        client.service()
+    assert (error.value.status, error.value.code, answers) == (500, "internal_error", [])
+
+
 def test_both_clients_say_the_same(service: Service, client: Client) -> None:
     async def story() -> ScoreAnswer:
         async with AsyncClient(service.url) as one:
