@@ -31,25 +31,36 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """Connected to a local cluster; settings with a tracking store of their own."""
-    import ray
-
-    from ray_jobs.cluster import connect
-
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """With a tracking store of their own."""
     folder = tmp_path_factory.mktemp("tracking")
-    settings = load_settings(
+    return load_settings(
         os.devnull,
         tracking={"uri": f"sqlite:///{folder}/mlflow.db"},
         cluster={"num_cpus": 4, "object_store_bytes": 200 << 20},
     )
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(settings: Settings) -> Iterator[Settings]:
+    """Connected to a local cluster."""
+    import ray
+
+    from ray_jobs.cluster import connect
+
     connect(settings.cluster)
     yield settings
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Settings) -> World:
+def world(drawn_world: World, ray_cluster: Settings) -> World:
+    """Connected to a local cluster."""
+    return drawn_world
+
+
+@pytest.fixture(scope="session")
+def drawn_world(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> World:
     folder = tmp_path_factory.mktemp("world")
     drawn = draw_catalog(folder, 13, 2, 6, 0)
     scorers = {}
@@ -57,4 +68,4 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Settings) -> Wo
         manifest = small_manifest(task).model_copy(update={"frame_policy": FRAME_POLICY, "face_policy": FACE_POLICY})
         save_scorer(folder / task, small_network(task), manifest)
         scorers[task] = str(folder / task)
-    return World(folder, drawn, ray_cluster, scorers)
+    return World(folder, drawn, settings, scorers)

@@ -16,14 +16,13 @@ from infra.storage import Storage
 from infra.tables import DeltaStore
 from models.predictor import Predictor
 from models.scorer import load_scorer, save_scorer
-from ray_jobs import planning, score_run, scoring
+from ray_jobs import planning, score_run
 from ray_jobs.cluster import look
 from ray_jobs.score_config import ScoreConfig, plan_run, resolve_scorers
 from ray_jobs.score_table import QUARANTINE, score_table
 from ray_jobs.scoring import ScoreResult, run_score
 from ray_jobs.sizing import Resources, Wanted
 from ray_jobs.stages.extract import ExtractConfig, Extractor, unpack_crops
-from ray_jobs.stages.sink import ScoreSink
 from tests.integration.conftest import FACE_POLICY, FRAME_POLICY, World
 from tests.unit.scorers import small_network
 
@@ -167,29 +166,6 @@ def test_a_second_run_finds_nothing_to_do(world: World, scored: tuple[Path, Scor
     again = run_score(config(world, scored[0]), world.settings)
     assert (again.plan.num_due, again.outcome) == (0, None)
     assert {name: ids(scored[0], name) for name in before} == before
-
-
-def test_a_crash_loses_only_what_was_not_committed(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Crashing(ScoreSink):
-        def tick(self) -> bool:
-            has_committed = super().tick()
-            if self.outcome.done >= 8:
-                raise ConnectionAbortedError("as if the driver had died")
-            return has_committed
-
-    monkeypatch.setattr(scoring, "ScoreSink", Crashing)
-    with pytest.raises(ConnectionAbortedError):
-        run_score(config(world, tmp_path, commit_every_rows=4), world.settings)
-    monkeypatch.undo()
-    committed = len(ids(tmp_path, score_table("fs2k"))) + len(ids(tmp_path, QUARANTINE))
-    assert 8 <= committed < 20
-    result = run_score(config(world, tmp_path), world.settings)
-    assert result.plan.num_due == 20 - committed
-    found = ids(tmp_path, score_table("fs2k")) + ids(tmp_path, QUARANTINE)
-    assert len(found) == 20
-    assert set(found.values()) == {1}
 
 
 def test_a_new_scorer_makes_its_rows_stale_and_no_others(world: World, scored: tuple[Path, ScoreResult]) -> None:
