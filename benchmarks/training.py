@@ -240,7 +240,7 @@ def figures(results: list[TrainResult], *names: str) -> list[str]:
 
 def print_losses(bench: Bench) -> None:
     table = Table(title=f"attractiveness on drawn videos by loss: validation errors, points, {len(bench.seeds)} seeds")
-    for name in ("loss", "MAE of the mean", "of the median", "of the likeliest", "best constant"):
+    for name in ("loss", "MAE of the mean", "of the median", "of the likeliest", "training mean"):
         table.add_column(name, justify="left" if name == "loss" else "right")
     for loss in bench.losses:
         results = [trained(bench, f"{loss}-{seed}", loss=loss, seed=seed) for seed in bench.seeds]

@@ -99,7 +99,8 @@ def build_network(
         backbone: A name of ``backbone_names``.
         heads: The task's heads.
         weights: Where the backbone's weights come from: ``none`` (random), ``imagenet`` (torchvision's, downloaded
-            unless cached), or the path of a .safetensors file: a torchvision state dict, or a scorer's weights.
+            unless cached), or the path of a .safetensors file: a torchvision state dict, or a scorer's weights. A
+            scorer with the same outputs gives its last layer too.
         dropout: Probability of dropping a feature before the last layer, in training.
         ordinal: The classes of every head are steps of a scale, answered one after the other.
         input_size: Side of the input in pixels; where given, it is checked that the backbone takes it.
@@ -196,7 +197,7 @@ def _load_backbone(network: Network, path: Path) -> None:
     expected = network.backbone.state_dict()
     prefix = "backbone." if any(name.startswith("backbone.") for name in tensors) else ""
     found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    # What is left over is the file's own last layer, whose classes are not ours.
+    # What is left over is the file's own last layer, which stays new but for a scorer that answers the same.
     differing = [name for name in expected if name not in found or found[name].shape != expected[name].shape]
     if differing:
         raise UserError(
@@ -204,3 +205,7 @@ def _load_backbone(network: Network, path: Path) -> None:
             f"{len(differing)} of {len(expected)} tensors are absent or of another shape, first {differing[0]!r}"
         )
     network.backbone.load_state_dict({name: found[name] for name in expected})
+    head = network.classifier.state_dict()
+    own = {name: tensors.get(f"classifier.{name}") for name in head}
+    if prefix and all(tensor is not None and tensor.shape == head[name].shape for name, tensor in own.items()):
+        network.classifier.load_state_dict(own)

@@ -26,6 +26,8 @@ PREDICTORS_PER_GPU = 2
 TRAIN_MEMORY_BYTES = int(1.25 * GIB)
 # Beside it, of each process that decodes streamed crops, with batches of 64 crops of 256 pixels ahead.
 TRAIN_DECODER_BYTES = GIB // 2
+# And of the streamed crops that are read ahead, encoded: two windows (`WINDOW_ROWS`).
+TRAIN_WINDOWS_BYTES = int(0.8 * GIB)
 # Reading the due list and handing out rows must find a CPU whatever the pools take, or all wait for each other.
 SPARE_CPUS = 2
 
@@ -274,6 +276,7 @@ class Training:
     use_gpu: bool
     crops_bytes: int = 0  # of the training split, decoded
     resident_bytes: int = 0  # kept in a worker's memory, at most
+    validation_bytes: int = 0  # of the validation split, decoded: kept, each worker its share
 
     @property
     def is_resident(self) -> bool:
@@ -283,8 +286,9 @@ class Training:
     @property
     def memory_bytes(self) -> int:
         """Of each worker."""
-        decoders_bytes = self.cpus_per_worker * TRAIN_DECODER_BYTES
-        return TRAIN_MEMORY_BYTES + (self.crops_bytes if self.is_resident else decoders_bytes)
+        streamed_bytes = self.cpus_per_worker * TRAIN_DECODER_BYTES + min(TRAIN_WINDOWS_BYTES, self.crops_bytes)
+        crops_bytes = self.crops_bytes if self.is_resident else streamed_bytes
+        return TRAIN_MEMORY_BYTES + crops_bytes + math.ceil(self.validation_bytes / self.least)
 
     def room(self, cluster: Cluster) -> int:
         """Workers that the nodes that are there hold; spot nodes hold none."""

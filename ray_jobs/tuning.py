@@ -137,22 +137,23 @@ def run_tune(config: TuneConfig, settings: Settings) -> Recipe:
     finally:
         _end_children(client, tracking_experiment=experiment_id(client, tracking), parent=str(parent))
         client.set_terminated(parent, RunStatus.to_string(status))
+    kept = f"best_{task.best_metric}"  # of the epoch that `train` would keep
     found = [
         (dict(result.metrics), dict(result.config or {}))
         for result in (results[number] for number in range(len(results)))
-        if result.error is None and result.metrics and task.best_metric in result.metrics
+        if result.error is None and result.metrics and kept in result.metrics
     ]
     if not found:
         errors = "; ".join(dict.fromkeys(str(error).splitlines()[-1] for error in results.errors)) or "no trial ran"
         raise UserError(f"no trial finished an epoch: {errors}")
     sign = -1 if task.higher_is_better else 1
-    found.sort(key=lambda trial: sign * trial[0][task.best_metric])
+    found.sort(key=lambda trial: sign * trial[0][kept])
     best = replaced(base.recipe, nested(found[0][1]))
     text = yaml.safe_dump(best.model_dump(mode="json"), sort_keys=False)
     uri = join(base.storage, base.name, BEST)
     storage.put(uri, text.encode())
     client.log_text(parent, text, BEST)
-    _print(task.best_metric, list(config.space), found, uri)
+    _print(kept, list(config.space), found, uri)
     return best
 
 
@@ -201,7 +202,7 @@ def _end_children(client: MlflowClient, *, tracking_experiment: str, parent: str
 
 
 def _print(metric: str, fields: list[str], found: list[tuple[dict[str, Any], dict[str, Any]]], uri: str) -> None:
-    table = Table(title=f"{len(found)} trials, the best first; the last figure of each")
+    table = Table(title=f"{len(found)} trials, the best first; each by its best epoch")
     for name in (metric, "epochs", *fields):
         table.add_column(name, justify="right")
     for metrics, sample in found[:NUM_SHOWN]:

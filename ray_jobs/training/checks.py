@@ -49,13 +49,15 @@ def missing_classes(task: Task, dataset: DatasetManifest) -> list[str]:
 
 def training_resources(config: TrainConfig, dataset: DatasetManifest) -> Training:
     """What the run asks of the cluster."""
+    crop_bytes = 3 * dataset.face_policy.crop_size**2
     return Training(
         most=config.num_workers,
         least=config.min_workers or config.num_workers,
         cpus_per_worker=config.cpus_per_worker,
         use_gpu=config.use_gpu,
-        crops_bytes=dataset.num_crops.get("train", 0) * 3 * dataset.face_policy.crop_size**2,
+        crops_bytes=dataset.num_crops.get("train", 0) * crop_bytes,
         resident_bytes=config.resident_bytes,
+        validation_bytes=dataset.num_crops.get("val", 0) * crop_bytes,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from models.network import Network
 from ray_jobs.training.recipe import Recipe
@@ -52,11 +52,25 @@ def make_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
 
 
-def make_average(network: Network, recipe: Recipe) -> AveragedModel | None:
-    """The exponential moving average of weights and buffers; None where the recipe wants none."""
+def make_average(network: Network, recipe: Recipe, num_steps: Callable[[], int]) -> AveragedModel | None:
+    """The moving average of weights and buffers; None where the recipe wants none.
+
+    The plain mean of all steps so far, until these are 1 / (1 - decay), and exponential from then on: with the decay
+    alone the random first weights would make 0.999^1000, over a third, of what is kept after a thousand steps.
+
+    Args:
+        network: What is averaged.
+        recipe: Of the training.
+        num_steps: The steps so far, the one that is averaged included; torch's own count lies on the device, which
+            would have to be waited for.
+    """
     if not recipe.ema:
         return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+
+    def update(averages: PARAM_LIST, values: PARAM_LIST, num_averaged: torch.Tensor | int) -> None:
+        get_ema_multi_avg_fn(min(recipe.ema, 1 - 1 / num_steps()))(averages, values, num_averaged)
+
+    return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:

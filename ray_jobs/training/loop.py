@@ -1,11 +1,12 @@
 """What every training worker runs: a plain PyTorch loop that goes on from the last checkpoint, at any step."""
 
 import contextlib
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray.train
@@ -16,6 +17,7 @@ from torch import nn
 
 from infra.errors import UserError
 from infra.storage import Storage
+from models.calibration import fit_calibration
 from models.network import Network, answer, build_network
 from models.tasks.base import get_task
 from models.transforms import InputConfig, to_input, to_training_input
@@ -50,7 +52,10 @@ def train(worker: WorkerConfig) -> None:
     except (CannotGoOn, UserError, torch.OutOfMemoryError, MemoryError) as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError):  # outside of a step
             words = " ".join(str(error).split())[:200]
-            error = CannotGoOn(f"out of memory ({words}): lower batch_size, input_size or the validation split")
+            error = CannotGoOn(
+                f"out of memory ({words}): go on under the same name with more workers, which share the validation "
+                "crops, or begin a new run (--name) with a lower batch_size or input_size"
+            )
         if str(error):
             checkpoints.stop(str(error))
         for _ in range(300):  # the worker that knows what is wrong is about to write it down
@@ -59,6 +64,14 @@ def train(worker: WorkerConfig) -> None:
             time.sleep(0.1)
         if ray.train.get_context().get_world_size() > 1:
             raise error from None  # others may wait for this one: Ray starts them all again, and they find the note
+
+
+class _Step(NamedTuple):
+    """What a step left behind, on the device."""
+
+    batch: Batch
+    loss: torch.Tensor
+    norm: torch.Tensor
 
 
 class _Training:
@@ -101,7 +114,7 @@ class _Training:
         self._network: Network = network.to(self._device).to(memory_format=self._format)
         self._optimizer = make_optimizer(self._network, self._recipe)
         self._schedule = make_schedule(self._optimizer, self._recipe, self._reader.steps_per_epoch)
-        self._average = make_average(self._network, self._recipe)
+        self._average = make_average(self._network, self._recipe, lambda: self._schedule.last_epoch)
         self._epoch, self._step = 0, 0  # the next step to make
         self._loss_sum, self._num_losses = 0.0, 0  # of the epoch so far
         self._curves: dict[str, list[float]] = {"loss": [], self._task.best_metric: []}
@@ -131,12 +144,12 @@ class _Training:
         self._model.train()
         if self._epoch < self._recipe.freeze_epochs:
             self._network.backbone.eval()  # what is frozen keeps its batch norms' statistics too
-        losses: list[tuple[Batch, torch.Tensor]] = []
+        losses: list[_Step] = []
         num_crops, waited_s = 0, 0.0
         start = mark = time.perf_counter()
         for batch in self._reader.epoch(self._epoch, self._step):
             waited_s += time.perf_counter() - mark
-            losses.append((batch, self._train_step(batch)))
+            losses.append(_Step(batch, *self._train_step(batch)))
             num_crops += batch.num_rows
             self._step = batch.step + 1
             is_last = self._step == self._reader.steps_per_epoch
@@ -157,8 +170,8 @@ class _Training:
             "reader_wait_share": waited_s / elapsed_s,
         }
 
-    def _train_step(self, batch: Batch) -> torch.Tensor:
-        """One step of the optimizer; the loss of this worker's part of it."""
+    def _train_step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of the optimizer; the loss of this worker's part of it, and the norm of all workers' gradient."""
         recipe = self._recipe
         global_step = self._epoch * self._reader.steps_per_epoch + batch.step
         # Every draw of a step follows from its number, so that a resumed run repeats it.
@@ -191,15 +204,15 @@ class _Training:
                 raise
             raise CannotGoOn(
                 f"out of memory on {self._device} at epoch {self._epoch}, step {batch.step}, with {len(targets)} crops "
-                f"of {recipe.input_size} pixels on a worker: raise accumulate, or lower batch_size or input_size"
+                f"of {recipe.input_size} pixels on a worker: raise accumulate or the workers and go on under the same "
+                "name, or begin a new run (--name) with a lower batch_size or input_size"
             ) from error
-        norm = nn.utils.clip_grad_norm_(self._network.parameters(), recipe.clip_norm)
-        total = total + 0 * norm.detach()  # not finite where a gradient is not
+        norm = nn.utils.clip_grad_norm_(self._network.parameters(), recipe.clip_norm).detach()
         self._optimizer.step()
         self._schedule.step()
         if self._average is not None:
             self._average.update_parameters(self._network)
-        return total
+        return total, norm
 
     def _part_loss(
         self,
@@ -223,26 +236,36 @@ class _Training:
         no_sync = getattr(self._model, "no_sync", None)
         return contextlib.nullcontext() if is_last or no_sync is None else no_sync()
 
-    def _checked_mean(self, losses: list[tuple[Batch, torch.Tensor]]) -> float:
+    def _sum(self, value: float) -> float:
+        """Over all workers."""
+        if self._world == 1:
+            return value
+        total = torch.tensor(value, device=self._device)
+        dist.all_reduce(total)
+        return float(total)
+
+    def _checked_mean(self, losses: "list[_Step]") -> float:
         """Mean loss; one look at the device for many steps.
 
         Raises:
-            CannotGoOn: One is not finite.
+            CannotGoOn: One is not finite, or its gradient.
         """
-        values = torch.stack([loss for _, loss in losses]).cpu()
-        finite = torch.isfinite(values)
-        is_bad = torch.tensor(float(not finite.all()))
-        if self._world > 1:
-            is_bad = is_bad.to(self._device)
-            dist.all_reduce(is_bad)
-        if is_bad > 0:
-            if finite.all():
-                raise CannotGoOn("")  # the worker that has it says which batch it was
-            batch = losses[int((~finite).nonzero()[0])][0]
+        values = torch.stack([step.loss for step in losses]).cpu()
+        # The norm is of the sum of the workers' gradients: by it all of them know the step, by the loss one knows its
+        # own batch.
+        finite = torch.isfinite(values) & torch.isfinite(torch.stack([step.norm for step in losses]).cpu())
+        if self._sum(float(not finite.all())):
+            first = losses[int((~finite).int().argmax())]
+            is_own = not math.isfinite(first.loss)
+            num_own = self._sum(float(is_own))
+            if not is_own and (num_own or self._rank):
+                raise CannotGoOn("")  # another worker says which batch it was
+            batch = first.batch
             names = ", ".join(list(dict.fromkeys(self._reader.names(batch.rows)))[:5])
+            other = "" if self._precision == torch.float32 else "go on from it with --set precision=float32, or "
             raise CannotGoOn(
                 f"the loss or its gradient is not finite at epoch {self._epoch}, step {batch.step} (videos {names}, "
-                "…): the last checkpoint is kept; lower learning_rate, or use precision float32"
+                f"…): the last checkpoint is kept; {other}begin a new run (--name) with a lower learning_rate"
             )
         mean = values.mean()
         if self._world > 1:
@@ -262,10 +285,11 @@ class _Training:
         if not all(torch.isfinite(values).all() for values in logits.values()):
             raise CannotGoOn(
                 f"the network's answers on the validation split are not finite after epoch {self._epoch}: the last "
-                "checkpoint is kept; lower learning_rate, or use precision float32"
+                "checkpoint is kept; begin a new run (--name) with a lower learning_rate, or with precision float32"
             )
-        probabilities = {name: values.softmax(1).numpy() for name, values in logits.items()}
-        metrics = self._task.metrics(probabilities, targets.numpy())
+        # As the scorer of this epoch would answer: a temperature moves an expectation.
+        calibration = fit_calibration(self._task, logits, targets.numpy())
+        metrics = self._task.metrics(calibration.probabilities(logits), targets.numpy())
         value, sign = metrics[self._task.best_metric], 1 if self._task.higher_is_better else -1
         is_better = self._best is None or sign * value > sign * self._best
         if is_better:
@@ -285,7 +309,8 @@ class _Training:
                 self._checkpoints.save(BEST, state | {"epoch": epoch})
             self._log.epoch(metrics | figures, epoch)
             self._save_last()
-        ray.train.report({**metrics, "loss": figures["loss"], "epoch": epoch})
+        best = {f"best_{self._task.best_metric}": self._best}
+        ray.train.report({**metrics, **best, "loss": figures["loss"], "epoch": epoch})
 
     def _validated(self) -> Network:
         """The network that is validated and kept: the averaged one, where there is one."""

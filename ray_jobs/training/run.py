@@ -303,8 +303,9 @@ def _fit(
             raise UserError(f"run {config.name}: {why}") from error
         if stopped_for_memory(error):
             raise UserError(
-                f"run {config.name}: Ray stopped a worker because its node ran out of memory: lower batch_size, "
-                f"--workers on a node, or resident_bytes; the last checkpoint is kept"
+                f"run {config.name}: Ray stopped a worker because its node ran out of memory; the last checkpoint is "
+                "kept. Go on under the same name with fewer --workers on a node or on larger nodes, or begin a new "
+                "run (--name) with a lower batch_size or resident_bytes"
             ) from error
         raise
     if (why := checkpoints.stopped()) is not None:
@@ -361,14 +362,17 @@ def _open_record(config: TrainConfig, storage: Storage) -> RunState:
         raise UserError(
             f"{_record_uri(config)} is no record of a run of this version: choose another --name"
         ) from error
-    # On more or fewer machines it is the same run.
-    place = {"num_workers", "min_workers", "cpus_per_worker", "use_gpu", "max_failures"}
+    # On more or fewer machines it is the same run, and where the same steps are computed or kept in another way.
+    place: dict[str, Any] = dict.fromkeys(
+        ("num_workers", "min_workers", "cpus_per_worker", "use_gpu", "max_failures", "checkpoint_every_steps"), True
+    )
+    place["recipe"] = {"accumulate", "precision"}
     if record.config.model_dump(exclude=place) != config.model_dump(exclude=place):
         raise UserError(
             f"a run named {config.name!r} with other options exists in {config.storage}; "
             "choose another --name, or repeat its options to resume it"
         )
-    return record
+    return record.model_copy(update={"config": config})
 
 
 def _write_record(config: TrainConfig, record: RunState, storage: Storage) -> None:

@@ -145,6 +145,14 @@ def test_mlflow_has_every_epoch_once(world: World, trained: TrainResult) -> None
     assert [metric.step for metric in history] == [0, 1]
 
 
+def test_the_same_steps_computed_in_another_way_are_the_same_run(
+    world: World, dataset: tuple[str, DatasetManifest], trained: TrainResult
+) -> None:
+    """What helps where memory ran out does not cost the epochs so far."""
+    options = {"accumulate": 2, "precision": "float32", "checkpoint_every_steps": 7}
+    assert run_train(train_config(world, dataset[0], **options), world.settings).version == trained.version
+
+
 def test_a_promoted_scorer_scores_the_catalog(world: World, trained: TrainResult, tmp_path: Path) -> None:
     client = tracking_client(world.settings.tracking)
     promotion.promote(client, "fs2k", trained.version)
@@ -185,6 +193,7 @@ def test_an_evaluation_says_what_the_scorer_is_worth(
     config = EvaluateConfig(
         task="fs2k", dataset=dataset[0], out=str(tmp_path), scorer=reference, against=reference, num_resamples=5
     )
+    config = replace(config, slices=("source",))
     found = run_evaluate(config, world.settings)
     manifest = trained.manifest
     # Training measured the same rows by the same network: the same figures.
@@ -194,7 +203,8 @@ def test_an_evaluation_says_what_the_scorer_is_worth(
     result = json.loads((tmp_path / "evaluation.json").read_text())
     assert result["scorer"]["digest"] == trained.digest
     assert all(figure["value"] == 0 for figure in result["against"]["differences"].values())
-    assert "chose the scorer's best epoch" in result["notes"][0]
+    assert ["best epoch chosen by this split" in note for note in result["notes"]] == [True, True, False]
+    assert result["notes"][2].startswith("--slice source: it has no value")  # all labels are of one file
     predictions = pq.read_table(tmp_path / "predictions.parquet")
     assert predictions.num_rows == found.num_rows
     assert {"label_smile", "smile", "smile_p"} <= set(predictions.column_names)
@@ -312,7 +322,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
     options |= {"optimizer": "sgd", "learning_rate": 1e30, "clip_norm": 1e30, "weight_decay": 0.0, "batch_size": 4}
     with (
         training_here(),
-        pytest.raises(UserError, match=r"not finite at epoch \d+, step \d+ \(videos .+lower learning_rate"),
+        pytest.raises(UserError, match=r"not finite at epoch \d+, step \d+ \(videos .+new run .+lower learning_rate"),
     ):
         run_train(train_config(world, dataset[0], **options), world.settings)
     assert not (tmp_path / "wild" / "best.pt").exists()

@@ -100,6 +100,8 @@ def test_weights_come_from_a_torchvision_state_dict_and_from_another_scorer(tmp_
     assert network.classifier.out_features == 42
 
     save_file(network.state_dict(), tmp_path / "scorer.safetensors")
+    same = build_network(SMALL, HEADS, weights=str(tmp_path / "scorer.safetensors"))
+    assert torch.equal(same.classifier.weight, network.classifier.weight)  # a scorer of the same answers goes on
     other = build_network(SMALL, HEADS[:1], weights=str(tmp_path / "scorer.safetensors"))
     assert all(torch.equal(other.backbone.state_dict()[k], v) for k, v in network.backbone.state_dict().items())
     assert other.classifier.out_features == 2

@@ -19,6 +19,7 @@ from ray_jobs.sizing import (
     SPARE_CPUS,
     TRAIN_DECODER_BYTES,
     TRAIN_MEMORY_BYTES,
+    TRAIN_WINDOWS_BYTES,
     Cluster,
     Node,
     Resources,
@@ -293,7 +294,9 @@ def test_training_keeps_crops_where_they_fit() -> None:
     kept = Training(1, 1, 1, False, crops_bytes=3 * GIB, resident_bytes=4 * GIB)
     streamed = Training(1, 1, 1, False, crops_bytes=5 * GIB, resident_bytes=4 * GIB)
     assert kept.memory_bytes == TRAIN_MEMORY_BYTES + 3 * GIB
-    assert streamed.memory_bytes == TRAIN_MEMORY_BYTES + streamed.cpus_per_worker * TRAIN_DECODER_BYTES
+    assert streamed.memory_bytes == TRAIN_MEMORY_BYTES + TRAIN_DECODER_BYTES + TRAIN_WINDOWS_BYTES
+    shared = Training(2, 2, 1, False, crops_bytes=GIB, resident_bytes=GIB, validation_bytes=3)
+    assert shared.memory_bytes == TRAIN_MEMORY_BYTES + GIB + 2  # each worker keeps its part of the validation crops
     assert check_training(kept, Cluster((Node(8, memory_bytes=4 * GIB),))) is not None
     assert check_training(streamed, Cluster((Node(8, memory_bytes=4 * GIB),))) is None
     assert "streamed" in training_pools(streamed, Cluster((CPU_NODE,)))[-1].why

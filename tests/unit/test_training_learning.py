@@ -1,16 +1,70 @@
 """How a training step computes: its type, and crops mixed with others."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ray.exceptions import OutOfMemoryError
 from ray.train import ControllerError, WorkerGroupError
 
-from ray_jobs.training.learning import mix, resolve_precision
+from models.network import build_network
+from models.tasks.base import get_task
+from ray_jobs.training import loop
+from ray_jobs.training.learning import make_average, mix, resolve_precision
 from ray_jobs.training.loop import is_out_of_memory
 from ray_jobs.training.recipe import Recipe
 from ray_jobs.training.run import stopped_for_memory
 
 CPU = torch.device("cpu")
+
+
+def test_the_average_is_a_plain_mean_until_it_is_long_enough_to_be_an_exponential_one():
+    """Of weights that were 1, 2, 3, …: the first ones, which are random, do not weigh more than others."""
+    network = build_network("shufflenet_v2_x0_5", get_task("attractiveness").heads)
+    steps = 0
+    average = make_average(network, Recipe(ema=0.75), lambda: steps)
+    weight, kept = network.classifier.weight, []
+    for steps in range(1, 8):
+        with torch.no_grad():
+            weight.fill_(steps)
+        average.update_parameters(network)
+        kept.append(average.module.classifier.weight.mean().item())
+    assert kept[:4] == pytest.approx([1, 1.5, 2, 2.5])
+    assert kept[4:] == pytest.approx([2.5 * 0.75 + 5 * 0.25, 3.125 * 0.75 + 6 * 0.25, 3.84375 * 0.75 + 7 * 0.25])
+    assert make_average(network, Recipe(), lambda: 1) is None
+
+
+class Worker(loop._Training):
+    """One of several, in its check of the losses; what the others add to a sum is given."""
+
+    def __init__(self, rank: int, others: list[float]) -> None:
+        self._rank, self._others, self._epoch, self._precision, self._world = rank, others, 1, torch.float32, 2
+        self._reader = SimpleNamespace(names=lambda rows: [f"video-{row}" for row in rows])
+
+    def _sum(self, value: float) -> float:
+        return value + self._others.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("rank", "loss", "others", "words"),
+    [
+        (0, 1.0, [1, 1], None),  # another worker has the batch, and says so
+        (1, float("nan"), [1, 0], "step 7 .videos video-3"),
+        (0, 1.0, [1, 0], "step 7 .videos video-3"),  # a gradient that is nobody's loss
+        (1, 1.0, [1, 0], None),
+    ],
+)
+def test_of_several_workers_the_one_with_the_broken_batch_names_it(rank, loss, others, words):
+    """After it all losses are broken, everybody's."""
+    batches = [SimpleNamespace(step=step, rows=[row]) for step, row in ((6, 2), (7, 3), (8, 4))]
+    nan = torch.tensor(float("nan"))
+    losses = [torch.tensor(1.0), torch.tensor(loss), nan]
+    norms = [torch.tensor(1.0), nan, nan]
+    steps = [loop._Step(*item) for item in zip(batches, losses, norms, strict=True)]
+    with pytest.raises(loop.CannotGoOn) as stopped:
+        Worker(rank, list(others))._checked_mean(steps)
+    assert re.search(words, str(stopped.value)) if words else not str(stopped.value)
 
 
 @pytest.mark.parametrize(
