@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from infra.settings import TrackingSettings
+from infra.settings import ENV_PREFIX, TrackingSettings
 
 # "Creating initial MLflow database tables", "Waiting up to 300 seconds for model version", "Started monitoring".
 _CHATTY = (
@@ -22,6 +22,7 @@ _CHATTY = (
     "mlflow.store.model_registry.abstract_store",
     "mlflow.system_metrics.system_metrics_monitor",
 )
+CODE_VERSION = f"{ENV_PREFIX}CODE_VERSION"
 _CREDENTIALS = re.compile(r"^https?://([^/:]*):([^/]*)@")
 
 
@@ -109,10 +110,12 @@ def experiment_id(client: MlflowClient, settings: TrackingSettings) -> str:
     return str(client.create_experiment(settings.experiment, artifact_location=root))
 
 
-def code_version() -> str:
-    """The commit of the working directory, or 'unknown' where there is none (a job's uploaded copy)."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+def code_version(folder: Path = Path()) -> str:
+    """What `CODE_VERSION` says (of an image, of a job's uploaded copy), else the folder's commit; 'unknown' without."""
+    if told := os.environ.get(CODE_VERSION):
+        return told
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def shown_uri(uri: str) -> str:

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from infra.errors import RunStopped, UserError
 from infra.settings import DEFAULT_CONFIG
 from infra.storage import OTHER_SCHEME, is_s3
+from infra.tracking import CODE_VERSION, code_version
 from ray_jobs.interrupts import Interrupts
 from ray_jobs.submitting.environment import read_runtime_env, with_variables
 from ray_jobs.submitting.job import SUBMIT_TIMEOUT_S, Follower, check_version, connect_to_jobs
@@ -82,7 +83,9 @@ def submit_command(submission: Submission, submission_id: str) -> list[str]:
         UserError: The runtime environment is not usable.
     """
     path = submission.runtime_env or submission.working_dir / DEFAULT_RUNTIME_ENV
-    environment, changed = with_variables(read_runtime_env(path), submission.env, submission.secrets)
+    code = code_version(submission.working_dir)  # the upload has no history that could tell it
+    plain = [*submission.env, *([] if code == "unknown" else [f"{CODE_VERSION}={code}"])]
+    environment, changed = with_variables(read_runtime_env(path), plain, submission.secrets)
     command = ["ray", "job", "submit", "--no-wait"]
     if submission.address is not None:
         command += ["--address", submission.address]

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from infra.errors import RunStopped, UserError
+from infra.tracking import CODE_VERSION, code_version
 from ray_jobs.job_environment import JOB_CONFIG, REFERENCES, STOP_WAIT, check_references, refuse_fleeting_tracking
 from ray_jobs.submitting import submission
 from ray_jobs.submitting.environment import is_secret, read_runtime_env, with_variables
@@ -180,7 +181,8 @@ def test_references_of_the_file_are_checked_too(tmp_path: Path) -> None:
     assert environment["env_vars"][REFERENCES] == "AWS_SECRET_ACCESS_KEY=TEAM_KEY"
 
 
-def test_the_command_is_rays_own() -> None:
+def test_the_command_is_rays_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_jobs.submitting.submission.code_version", lambda folder: "unknown")
     plain = Submission(("score", "--tables", "s3://b/t"), address="http://head:8265", working_dir=ROOT)
     command = submit_command(plain, "score-1")
     assert shlex.join(command[:4]) == "ray job submit --no-wait"
@@ -193,6 +195,18 @@ def test_the_command_is_rays_own() -> None:
     given = json.loads(command[command.index("--runtime-env-json") + 1])
     assert given["env_vars"]["AWS_SECRET_ACCESS_KEY"] == "${TEAM_KEY}"
     assert given["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "120"
+
+
+def test_the_job_is_told_what_its_code_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its copy of the folder has no history."""
+    monkeypatch.setattr("ray_jobs.submitting.submission.code_version", lambda folder: f"of {folder.name}")
+    command = submit_command(Submission(("status",), working_dir=ROOT), "status-1")
+    variables = json.loads(command[command.index("--runtime-env-json") + 1])["env_vars"]
+    assert variables[CODE_VERSION] == f"of {ROOT.name}"
+    monkeypatch.delenv(CODE_VERSION, raising=False)
+    assert code_version(tmp_path) == "unknown"
+    monkeypatch.setenv(CODE_VERSION, "v7")
+    assert code_version(tmp_path) == "v7"
 
 
 @pytest.mark.parametrize(
@@ -373,6 +387,7 @@ def test_ctrl_c_while_the_job_is_handed_in_stops_it(
         return SimpleNamespace(returncode=0, stdout="")
 
     jobs = Stoppable()
+    monkeypatch.setenv(CODE_VERSION, "v7")
     monkeypatch.setattr(submission, "connect_to_jobs", lambda address: jobs)
     monkeypatch.setattr(submission.subprocess, "run", hand_in)
     with pytest.raises(RunStopped) as stopped:
