@@ -127,17 +127,19 @@ def evaluate(
         per_video=per_image
         if alike
         else _figures(task, of_videos, video_targets, group_of[first], baseline, num_resamples),
-        slices=tuple(_slices(task, probabilities, targets, group_of, columns, num_resamples)),
+        slices=tuple(_slices(task, probabilities, targets, group_of, baseline, columns, num_resamples)),
         reliability=_reliability(task, probabilities, targets),
         coverage=_coverage(task, probabilities, targets, half_widths),
     )
 
 
 def resample(group_of: npt.NDArray[np.int64], num_resamples: int, seed: int = 0) -> list[npt.NDArray[np.int64]]:
-    """Rows of each resample: whole groups, drawn with replacement."""
+    """Rows of each resample: whole groups, drawn with replacement; none of a single group, which varies in nothing."""
     rng = np.random.default_rng(seed)
     order = np.argsort(group_of, kind="stable")
     num_groups = int(group_of.max()) + 1
+    if num_groups < 2:
+        return []
     rows = np.split(order, np.cumsum(np.bincount(group_of, minlength=num_groups))[:-1])
     return [
         np.concatenate([rows[group] for group in rng.integers(0, num_groups, num_groups)]) for _ in range(num_resamples)
@@ -149,14 +151,12 @@ def _figures(
     probabilities: Probabilities,
     targets: Targets,
     group_of: npt.NDArray[np.int64],
-    baseline: Probabilities | None,
+    baseline: Probabilities,
     num_resamples: int,
     only: str | None = None,
 ) -> dict[str, Figure]:
     values = task.metrics(probabilities, targets)
-    trivial: Mapping[str, float] = {}
-    if baseline is not None:
-        trivial = task.metrics({name: np.repeat(row, len(targets), axis=0) for name, row in baseline.items()}, targets)
+    trivial = task.metrics({name: np.repeat(row, len(targets), axis=0) for name, row in baseline.items()}, targets)
     drawn: dict[str, list[float]] = {name: [] for name in values}
     for rows in resample(group_of, num_resamples):
         try:
@@ -181,6 +181,7 @@ def _slices(
     probabilities: Probabilities,
     targets: Targets,
     group_of: npt.NDArray[np.int64],
+    baseline: Probabilities,
     columns: Mapping[str, Sequence[str | None]],
     num_resamples: int,
 ) -> list[Slice]:
@@ -197,7 +198,7 @@ def _slices(
                 {name: p[chosen] for name, p in probabilities.items()},
                 targets[chosen],
                 np.unique(group_of[chosen], return_inverse=True)[1],
-                None,
+                baseline,
                 min(num_resamples, 50),
                 only=task.best_metric,
             )

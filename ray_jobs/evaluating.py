@@ -9,21 +9,31 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from mlflow.tracking import MlflowClient
 from rich.table import Table
 
 from infra.errors import UserError
 from infra.settings import Settings
 from infra.storage import Storage, join
 from infra.tracking import tracking_client
-from models.evaluation import Evaluation
+from models import registry
+from models.evaluation import MIN_SLICE, Evaluation
 from models.predictor import Predictor
-from models.registry import ResolvedScorer, resolve
+from models.registry import ResolvedScorer
 from models.scorer import Scorer
 from models.tasks.base import Probabilities, Task, get_task
 from ray_jobs.cluster import connect
 from ray_jobs.comparing import Compared, compare
 from ray_jobs.console import console
-from ray_jobs.crops.dataset import DatasetManifest, groups_of, read_manifest, read_targets, split_parts
+from ray_jobs.crops.dataset import (
+    PEOPLE,
+    DatasetManifest,
+    groups_of,
+    person_digests,
+    read_manifest,
+    read_targets,
+    split_parts,
+)
 from ray_jobs.crops.mapping import map_crops, scanned
 from ray_jobs.preflight import answering_client, refuse_unwritable
 from ray_jobs.reports.cases import confusions, error_histogram, find_cases
@@ -38,6 +48,8 @@ _BANDS: dict[str, tuple[float, ...]] = {
     "score": (65, 70, 75, 80, 85, 90),
 }
 _QUARTILES = ("sharpness", "brightness", "size_px")
+# Columns that are another one in every row: told apart by the file of a label, by the folder of a video.
+_PLACES = {"source": ":", "video_id": "/"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +88,11 @@ def run_evaluate(config: EvaluateConfig, settings: Settings) -> Evaluation:
     refuse_unwritable(Storage(settings.storage), "--out", config.out)
     task, names = get_task(config.task), [name for name in (config.scorer, config.against) if name is not None]
     client = answering_client(settings.tracking, names)
-    scorers = [resolve(client, name, task=task.name) for name in names]
+    scorers = [registry.resolve(client, name, task=task.name) for name in names]
     found = measure(config, scorers, settings)
-    write_evaluation(config, found, settings)
-    _print(config, found, _notes(config, found.manifest, scorers[0]))
+    notes = _notes(config, found, client)
+    write_evaluation(config, found, notes, settings)
+    _print(config, found, notes)
     return found.compared.evaluations[0]
 
 
@@ -109,17 +122,16 @@ def measure(config: EvaluateConfig, scorers: Sequence[ResolvedScorer], settings:
         groups=groups_of(table),
         baseline=task.baseline(train_targets),
         calibrations=[found.scorer.manifest.calibration for found in scorers],
-        columns=_slice_columns(table, task, config.slices),
+        columns=slice_columns(table, task, config.slices),
         num_resamples=config.num_resamples,
     )
     return Measured(manifest, tuple(scorers), compared, table, tuple(parts))
 
 
-def write_evaluation(config: EvaluateConfig, found: Measured, settings: Settings) -> None:
+def write_evaluation(config: EvaluateConfig, found: Measured, notes: Sequence[str], settings: Settings) -> None:
     """Page, figures and predictions below ``config.out``; page and figures also in the first scorer's MLflow run."""
     compared, storage, scorer = found.compared, Storage(settings.storage), found.scorers[0]
     task, answer, targets = compared.task, compared.answers[0], compared.targets
-    notes = _notes(config, found.manifest, scorer)
     result = _result(config, found, notes)
     page = evaluation_page(
         task,
@@ -181,7 +193,7 @@ def _predicted(
     return {head.name: np.concatenate([block[head.name] for block in blocks]) for head in scorer.manifest.heads}
 
 
-def _slice_columns(table: pa.Table, task: Task, further: Sequence[str]) -> dict[str, list[str | None]]:
+def slice_columns(table: pa.Table, task: Task, further: Sequence[str]) -> dict[str, list[str | None]]:
     """What to slice by: gender, bands of age, turn and score, quartiles of quality, remarks, and what was asked for."""
     found: dict[str, list[str | None]] = {}
     if "gender" in table.column_names and "gender" not in task.label_columns:
@@ -192,17 +204,26 @@ def _slice_columns(table: pa.Table, task: Task, further: Sequence[str]) -> dict[
             found[name] = [None if value is None else _band(abs(value), edges) for value in values]
     for name in _QUARTILES:
         if name in table.column_names and table[name].null_count < table.num_rows:
-            edges = tuple(np.nanquantile(table[name].to_numpy().astype(float), [0.25, 0.5, 0.75]).tolist())
-            found[name] = [
-                None if value is None else f"quarter {1 + int(np.searchsorted(edges, value))} of 4"
-                for value in table[name].to_pylist()
-            ]
+            found[name] = _quarters(table[name])
     remarks = [tuple(value or ()) for value in table["remarks"].to_pylist()]
     for remark in sorted({item for items in remarks for item in items}):
         found[f"remark {remark}"] = ["yes" if remark in items else "no" for items in remarks]
     for name in further:
-        found[name] = [None if value is None else str(value).lower() for value in table[name].to_pylist()]
+        values = table[name].to_pylist()
+        if name in _PLACES:
+            found[name] = [None if value is None else str(value).rpartition(_PLACES[name])[0] for value in values]
+        elif pa.types.is_floating(table[name].type):
+            found.setdefault(name, _quarters(table[name]))
+        else:
+            found[name] = [None if value is None else str(value).lower() for value in values]
     return found
+
+
+def _quarters(column: pa.ChunkedArray) -> list[str | None]:
+    """The quarter of the column's values in which each of them lies."""
+    values = column.to_numpy().astype(float)
+    edges = np.nanquantile(values, [0.25, 0.5, 0.75])
+    return [None if np.isnan(value) else f"quarter {1 + int(np.searchsorted(edges, value))} of 4" for value in values]
 
 
 def _band(value: float, edges: Sequence[float]) -> str:
@@ -214,17 +235,34 @@ def _band(value: float, edges: Sequence[float]) -> str:
     return f"{edges[place - 1]:g} to {edges[place]:g}"
 
 
-def _notes(config: EvaluateConfig, manifest: DatasetManifest, found: ResolvedScorer) -> list[str]:
+def _notes(config: EvaluateConfig, found: Measured, client: MlflowClient) -> list[str]:
     """What a reader of the figures has to know."""
-    if found.scorer.manifest.dataset_fingerprint != manifest.fingerprint:
-        return []
-    if config.split in ("train", "all"):
-        return ["The scorer was trained on these very crops: the figures say nothing about others."]
-    if config.split == "val":
-        return [
-            "This split chose the scorer's best epoch and calibrated it: figures on unseen people are a little worse."
-        ]
-    return []
+    notes = []
+    for index, scorer in enumerate(found.scorers):
+        who = "The scorer" if index == 0 else f"The other one ({scorer.version})"
+        is_own = scorer.scorer.manifest.dataset_fingerprint == found.manifest.fingerprint
+        if is_own and config.split in ("train", "all"):
+            notes.append(f"{who} was trained on these very crops: its figures say nothing about others.")
+        elif is_own and config.split == "val":
+            notes.append(
+                f"{who} had its best epoch chosen by this split and was calibrated on it: on unseen people its figures "
+                "are a little worse."
+            )
+        elif number := num_known(client, scorer, found.table):
+            notes.append(f"{who} was trained with {number} of these creators or videos: its figures flatter it.")
+    sliced = {item.column for item in found.compared.evaluations[0].slices}
+    notes += [
+        f"--slice {name}: it has no value of {MIN_SLICE} labelled crops that is not all of them."
+        for name in config.slices
+        if name not in sliced
+    ]
+    return notes
+
+
+def num_known(client: MlflowClient, scorer: ResolvedScorer, table: pa.Table) -> int:
+    """Creators and videos of the table that were in the training of a scorer, as far as its run tells."""
+    text = None if scorer.run_id is None else registry.read_artifact(client, scorer.run_id, f"dataset/{PEOPLE}")
+    return 0 if text is None else len(person_digests(table) & set(text.split()))
 
 
 def _result(config: EvaluateConfig, found: Measured, notes: Sequence[str]) -> str:
@@ -274,7 +312,7 @@ def _print(config: EvaluateConfig, found: Measured, notes: Sequence[str]) -> Non
         title=f"{found.scorers[0].version} on {config.split} of {config.dataset}: {first.num_rows:,} crops, "
         f"{first.num_videos:,} videos, {first.num_groups:,} creators"
     )
-    for name in ("metric", "crops", "95% interval", "best constant", "videos"):
+    for name in ("metric", "crops", "95% interval", "trivial answer", "videos"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     if comparison is not None:
         table.add_column("the other", justify="right")

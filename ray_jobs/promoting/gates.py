@@ -38,6 +38,9 @@ class SliceGate(_Section):
         0.1, ge=0, description="How much worse a slice may be, as a share of the champion's figure."
     )
     min_rows: int = Field(30, ge=10, description="Slices of fewer crops say too little.")
+    min_creators: int = Field(
+        5, ge=2, description="So do slices of fewer creators, whose interval is too narrow, but for those with a limit."
+    )
     limits: dict[str, NonNegativeFloat] = Field(
         default_factory=dict,
         description="Limits of single slices, as 'COLUMN: VALUE' or 'COLUMN' -> share; chance is no excuse for these.",
@@ -185,11 +188,16 @@ def judge_slices(gate: SliceGate, found: Compared) -> list[Verdict]:
         for item in found.evaluations[0].slices
         if (other := before.get((item.column, item.value))) is not None
         and item.num_rows >= gate.min_rows
+        and (item.num_groups >= gate.min_creators or {item.column, f"{item.column}: {item.value}"} & gate.limits.keys())
         and item.column not in found.task.label_columns
     ]
     if not slices:
         return [
-            unmeasured("slices", found.task.best_metric, f"no part of the evaluation set has {gate.min_rows} crops")
+            unmeasured(
+                "slices",
+                found.task.best_metric,
+                f"no part of the evaluation set has {gate.min_rows} crops of {gate.min_creators} creators",
+            )
         ]
     names = {item.column for item, _ in slices} | {f"{item.column}: {item.value}" for item, _ in slices}
     if unknown := sorted(gate.limits.keys() - names):

@@ -99,12 +99,12 @@ def _suspect(
     for name, share, words in (("sharpness", _BLURRED, "blurred"), ("size_px", _SMALL, "small face")):
         if facts[name] is not None and facts[name] <= np.nanquantile(table[name].to_numpy().astype(float), share):
             return words
-    sure = all(
-        answer[head.name][row].max() > 0.8
+    wrong = [
+        answer[head.name][row].max()
         for column, head in enumerate(task.heads)
         if targets[row, column] != MISSING and answer[head.name][row].argmax() != targets[row, column]
-    )
-    if len(task.heads) > 1 and sure:
+    ]
+    if len(task.heads) > 1 and wrong and min(wrong) > 0.8:
         return "sure of another answer: perhaps a wrong label"
     if len(task.heads) == 1 and errors[row] > 3 * np.nanmedian(errors):
         return "far off: perhaps a wrong label"

@@ -152,3 +152,25 @@ def test_resamples_take_creators_whole() -> None:
         counts = np.bincount(rows, minlength=6)
         assert counts[1] == counts[2]
         assert counts[3] == counts[4] == counts[5]
+
+
+def test_one_creator_varies_in_nothing_so_there_is_no_interval() -> None:
+    task = get_task("attractiveness")
+    truth = np.arange(40) % 30
+    sides = ["left" if row < 12 else "right" for row in range(40)]
+    found = evaluate(
+        task,
+        {"score": _one_hot(truth + 2, 40, 0.9)},
+        truth[:, None],
+        videos=[str(row) for row in range(40)],
+        groups=["c" if row < 12 else str(row) for row in range(40)],
+        baseline=task.baseline(truth[:, None]),
+        half_widths={},
+        columns={"side": sides},
+        num_resamples=20,
+    )
+    left, right = sorted(found.slices, key=lambda item: item.value)
+    assert (left.num_groups, left.figure.low, left.figure.high) == (1, None, None)
+    assert right.figure.low is not None
+    assert left.figure.baseline is not None
+    assert left.figure.baseline > left.figure.value

@@ -117,6 +117,11 @@ def test_a_slice_refuses_what_is_better_on_average() -> None:
     (unmeasured,) = judge_slices(SliceGate(min_rows=500), found)
     assert (unmeasured.figure, unmeasured.passed) == (None, False)
     assert all(item.passed for item in judge_slices(SliceGate(min_rows=200), found))
+    # Few people decide nothing, but where somebody watches the slice.
+    (unmeasured,) = judge_slices(SliceGate(min_creators=61), found)
+    assert "of 61 creators" in unmeasured.words
+    (watched,) = judge_slices(SliceGate(min_creators=61, limits={"style: sketch": 0.1}), found)
+    assert not watched.passed
     with pytest.raises(UserError, match=r"slices.limits 'style: Sketch' is no slice here"):
         judge_slices(SliceGate(limits={"style: Sketch": 0.0}), found)
 
