@@ -118,7 +118,7 @@ def build_network(
         return assembled(_imagenet_model(backbone))
     if weights.endswith(".safetensors"):
         network = assembled(get_model(backbone))
-        _load_backbone(network, Path(weights))
+        _load_weights(network, Path(weights))
         return network
     raise UserError(f"weights {weights!r} are neither 'none', 'imagenet' nor the path of a .safetensors file")
 
@@ -187,7 +187,7 @@ def _imagenet_model(backbone: str) -> nn.Module:
     return model
 
 
-def _load_backbone(network: Network, path: Path) -> None:
+def _load_weights(network: Network, path: Path) -> None:
     if not path.is_file():
         raise UserError(f"there is no weights file {path}")
     try:

@@ -213,7 +213,8 @@ def slice_columns(table: pa.Table, task: Task, further: Sequence[str]) -> dict[s
         if name in _PLACES:
             found[name] = [None if value is None else str(value).rpartition(_PLACES[name])[0] for value in values]
         elif pa.types.is_floating(table[name].type):
-            found.setdefault(name, _quarters(table[name]))
+            if name not in found:  # has it bands of its own?
+                found[name] = _quarters(table[name])
         else:
             found[name] = [None if value is None else str(value).lower() for value in values]
     return found
@@ -261,8 +262,13 @@ def _notes(config: EvaluateConfig, found: Measured, client: MlflowClient) -> lis
 
 def num_known(client: MlflowClient, scorer: ResolvedScorer, table: pa.Table) -> int:
     """Creators and videos of the table that were in the training of a scorer, as far as its run tells."""
+    return len(person_digests(table) & (people_of_training(client, scorer) or set()))
+
+
+def people_of_training(client: MlflowClient, scorer: ResolvedScorer) -> set[str] | None:
+    """The `person_digests` of those whom a scorer has seen, `UNKNOWN_PEOPLE` perhaps among them; None: no run says."""
     text = None if scorer.run_id is None else registry.read_artifact(client, scorer.run_id, f"dataset/{PEOPLE}")
-    return 0 if text is None else len(person_digests(table) & set(text.split()))
+    return None if text is None else set(text.split())
 
 
 def _result(config: EvaluateConfig, found: Measured, notes: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from ray_jobs.crops.dataset import (
     split_parts,
 )
 from ray_jobs.crops.mapping import scanned
-from ray_jobs.evaluating import EvaluateConfig, measure
+from ray_jobs.evaluating import EvaluateConfig, measure, people_of_training
 from ray_jobs.preflight import answering_client, refuse_unwritable
 from ray_jobs.promoting.gates import (
     Gates,
@@ -242,11 +242,9 @@ def _refuse_training_data(
             f"{dataset}: {reference} was trained on this dataset (fingerprint {manifest.fingerprint[:16]}): only "
             f"{others} can say what it is worth"
         )
-    assert challenger.run_id is not None
-    text = registry.read_artifact(client, challenger.run_id, f"dataset/{PEOPLE}")
-    trained_on = set() if text is None else set(text.split())
-    if text is None or UNKNOWN_PEOPLE in trained_on:
-        why = f"has no dataset/{PEOPLE}" if text is None else "started from weights of unknown training"
+    trained_on = people_of_training(client, challenger)
+    if trained_on is None or UNKNOWN_PEOPLE in trained_on:
+        why = f"has no dataset/{PEOPLE}" if trained_on is None else "started from weights of unknown training"
         raise UserError(
             f"{reference}: nobody can tell whether the evaluation set is of people whom it never saw, since its run "
             f"{challenger.run_id} {why}: train it again, or switch the gates quality, slices and calibration off "
